@@ -1,0 +1,142 @@
+//! The element types a checkpoint or a graph can hold.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// Element type of a tensor, in memory and in ONNX.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DType {
+    /// IEEE 754 single precision.
+    F32,
+    /// IEEE 754 half precision.
+    F16,
+    /// bfloat16: the upper half of an `f32`.
+    BF16,
+    /// Signed 64-bit integer.
+    I64,
+    /// Signed 32-bit integer.
+    I32,
+    /// Unsigned byte.
+    U8,
+    /// Signed byte.
+    I8,
+    /// One byte per truth value.
+    Bool,
+}
+
+impl DType {
+    /// Bytes of one element.
+    #[must_use]
+    pub const fn size(self) -> usize {
+        match self {
+            Self::I64 => 8,
+            Self::F32 | Self::I32 => 4,
+            Self::F16 | Self::BF16 => 2,
+            Self::U8 | Self::I8 | Self::Bool => 1,
+        }
+    }
+
+    /// Whether these are floating-point numbers.
+    #[must_use]
+    pub const fn is_float(self) -> bool {
+        matches!(self, Self::F32 | Self::F16 | Self::BF16)
+    }
+
+    /// The code in ONNX's `TensorProto.DataType`.
+    #[must_use]
+    pub const fn onnx(self) -> i32 {
+        match self {
+            Self::F32 => 1,
+            Self::U8 => 2,
+            Self::I8 => 3,
+            Self::I32 => 6,
+            Self::I64 => 7,
+            Self::Bool => 9,
+            Self::F16 => 10,
+            Self::BF16 => 16,
+        }
+    }
+
+    /// The type a safetensors header calls `name`, if cogvx can use it.
+    #[must_use]
+    pub fn from_safetensors(name: &str) -> Option<Self> {
+        Some(match name {
+            "F32" => Self::F32,
+            "F16" => Self::F16,
+            "BF16" => Self::BF16,
+            "I64" => Self::I64,
+            "I32" => Self::I32,
+            "U8" => Self::U8,
+            "I8" => Self::I8,
+            "BOOL" => Self::Bool,
+            _ => return None,
+        })
+    }
+
+    /// What a safetensors header calls this type.
+    #[must_use]
+    pub const fn safetensors(self) -> &'static str {
+        match self {
+            Self::F32 => "F32",
+            Self::F16 => "F16",
+            Self::BF16 => "BF16",
+            Self::I64 => "I64",
+            Self::I32 => "I32",
+            Self::U8 => "U8",
+            Self::I8 => "I8",
+            Self::Bool => "BOOL",
+        }
+    }
+}
+
+impl fmt::Display for DType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::BF16 => "bf16",
+            Self::I64 => "i64",
+            Self::I32 => "i32",
+            Self::U8 => "u8",
+            Self::I8 => "i8",
+            Self::Bool => "bool",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::DType;
+
+    const ALL: [DType; 8] =
+        [DType::F32, DType::F16, DType::BF16, DType::I64, DType::I32, DType::U8, DType::I8, DType::Bool];
+
+    #[test]
+    fn safetensors_names_round_trip() {
+        for dtype in ALL {
+            assert_eq!(DType::from_safetensors(dtype.safetensors()), Some(dtype));
+        }
+        assert_eq!(DType::from_safetensors("F64"), None);
+    }
+
+    #[test]
+    fn onnx_codes_are_those_of_the_independent_reader() {
+        use onnx_protobuf::tensor_proto::DataType;
+        use protobuf::Enum as _;
+        let theirs = [
+            DataType::FLOAT,
+            DataType::FLOAT16,
+            DataType::BFLOAT16,
+            DataType::INT64,
+            DataType::INT32,
+            DataType::UINT8,
+            DataType::INT8,
+            DataType::BOOL,
+        ];
+        for (ours, theirs) in ALL.into_iter().zip(theirs) {
+            assert_eq!(ours.onnx(), theirs.value(), "{ours}");
+        }
+    }
+}
