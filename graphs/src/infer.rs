@@ -1,0 +1,221 @@
+//! Types of an operation's outputs from the types of its inputs.
+
+use crate::dims;
+use crate::op::{OnnxOp, Op, Type};
+use crate::{DType, Dim};
+
+type Inferred = Result<Vec<Type>, String>;
+
+/// Output types of `op`, or what is wrong with its inputs. Absent optional inputs are `None`.
+pub(crate) fn infer(op: &Op, inputs: &[Option<&Type>]) -> Inferred {
+    let input = |i: usize| inputs.get(i).copied().flatten().ok_or_else(|| format!("input {i} is missing"));
+    let like = |i: usize| input(i).map(|t| vec![t.clone()]);
+    match op {
+        Op::Onnx(OnnxOp { outputs, .. }) => Ok(outputs.clone()),
+        Op::Unary(_) | Op::Narrow | Op::Wide | Op::Gelu | Op::Silu => like(0),
+        Op::Binary(_) => broadcast(input(0)?, input(1)?),
+        Op::Cast(dtype) => Ok(vec![Type::new(*dtype, input(0)?.shape.clone())]),
+        Op::Reshape(to) => reshape(input(0)?, to),
+        Op::Transpose(order) => {
+            let x = input(0)?;
+            let mut sorted = order.clone();
+            sorted.sort_unstable();
+            ensure(sorted.iter().copied().eq(0..x.shape.len()), || {
+                format!("expected an order of {} axes, found {order:?}", x.shape.len())
+            })?;
+            Ok(vec![Type::new(x.dtype, order.iter().map(|&axis| x.shape[axis].clone()).collect())])
+        }
+        Op::Concat(axis) => concat(*axis, inputs),
+        Op::Slice { axis, start, length } => slice(input(0)?, *axis, start, length),
+        Op::Last { axis, n } => {
+            let mut t = input(0)?.clone();
+            *t.shape.get_mut(*axis).ok_or("no such axis")? = Dim::Fixed(*n);
+            Ok(vec![t])
+        }
+        Op::Split { axis, parts } => {
+            let mut t = input(0)?.clone();
+            let size = t.shape.get_mut(*axis).ok_or("no such axis")?;
+            ensure(size.fixed().is_none_or(|n| n % parts == 0), || {
+                format!("expected a multiple of {parts}, found {size}")
+            })?;
+            *size = &*size / *parts;
+            Ok(vec![t; *parts])
+        }
+        Op::Gather(axis) => {
+            let (x, index) = (input(0)?, input(1)?);
+            ensure(*axis < x.shape.len(), || "no such axis".into())?;
+            ensure(index.dtype == DType::I64, || format!("expected i64 indices, found {}", index.dtype))?;
+            let mut shape = x.shape.clone();
+            shape.splice(axis..=axis, index.shape.iter().cloned());
+            Ok(vec![Type::new(x.dtype, shape)])
+        }
+        Op::Upsample(factors) => {
+            let x = input(0)?;
+            ensure(factors.len() == x.shape.len(), || {
+                format!("expected {} factors, found {}", x.shape.len(), factors.len())
+            })?;
+            Ok(vec![Type::new(x.dtype, x.shape.iter().zip(factors).map(|(d, &f)| d * f).collect())])
+        }
+        Op::Size(_) => Ok(vec![Type::new(DType::I64, dims![1])]),
+        Op::Range(n) => Ok(vec![Type::new(DType::I64, vec![n.clone()])]),
+        Op::Linear => linear(input(0)?, input(1)?, inputs.get(2).copied().flatten()),
+        Op::Conv { strides, pads } => conv(input(0)?, input(1)?, strides, pads),
+        Op::LayerNorm { .. } | Op::RmsNorm { .. } => {
+            let x = input(0)?;
+            for parameter in inputs.iter().skip(1).flatten() {
+                same_dtype(x, parameter)?;
+                let width = x.shape.last().ok_or("expected at least one axis")?;
+                ensure(parameter.shape.len() == 1 && parameter.shape[0].may_equal(width), || {
+                    format!("expected parameters [{width}], found {:?}", parameter.shape)
+                })?;
+            }
+            like(0)
+        }
+        Op::GroupNorm { groups, .. } => {
+            let channels = input(0)?.shape.get(1).ok_or("expected [batch, channels, ...]")?;
+            ensure(channels.fixed().is_some_and(|c| c % groups == 0), || {
+                format!("expected channels in {groups} groups, found {channels}")
+            })?;
+            like(0)
+        }
+        Op::Attention { heads, .. } => attention(inputs, *heads),
+    }
+}
+
+fn ensure(holds: bool, message: impl FnOnce() -> String) -> Result<(), String> {
+    if holds { Ok(()) } else { Err(message()) }
+}
+
+fn same_dtype(a: &Type, b: &Type) -> Result<(), String> {
+    ensure(a.dtype == b.dtype, || format!("expected {}, found {}", a.dtype, b.dtype))
+}
+
+fn broadcast(a: &Type, b: &Type) -> Inferred {
+    same_dtype(a, b)?;
+    let rank = a.shape.len().max(b.shape.len());
+    let one = Dim::Fixed(1);
+    let axis = |t: &Type, i: usize| (i + t.shape.len()).checked_sub(rank).map_or(one.clone(), |i| t.shape[i].clone());
+    let shape = (0..rank)
+        .map(|i| match (axis(a, i), axis(b, i)) {
+            (x, y) if x == one => Ok(y),
+            (x, y) if y == one || x == y => Ok(x),
+            (x @ Dim::Fixed(_), y) if x.may_equal(&y) => Ok(x),
+            (x, y) if x.may_equal(&y) => Ok(if y.fixed().is_some() { y } else { x }),
+            _ => Err(format!("{:?} and {:?} do not broadcast", a.shape, b.shape)),
+        })
+        .collect::<Result<_, _>>()?;
+    Ok(vec![Type::new(a.dtype, shape)])
+}
+
+fn reshape(x: &Type, to: &[Dim]) -> Inferred {
+    let (before, after) = (Dim::product(&x.shape), Dim::product(to));
+    ensure(before.may_equal(&after), || format!("{:?} has not the elements of {to:?}", x.shape))?;
+    Ok(vec![Type::new(x.dtype, to.to_vec())])
+}
+
+fn concat(axis: usize, inputs: &[Option<&Type>]) -> Inferred {
+    let mut parts = inputs.iter().flatten();
+    let mut result = (*parts.next().ok_or("nothing to join")?).clone();
+    ensure(axis < result.shape.len(), || "no such axis".into())?;
+    for part in parts {
+        same_dtype(&result, part)?;
+        ensure(part.shape.len() == result.shape.len(), || {
+            format!("expected {} axes, found {}", result.shape.len(), part.shape.len())
+        })?;
+        for (i, (a, b)) in result.shape.clone().iter().zip(&part.shape).enumerate() {
+            if i == axis {
+                result.shape[i] = a + b;
+            } else {
+                ensure(a.may_equal(b), || {
+                    format!("{:?} and {:?} do not join on axis {axis}", result.shape, part.shape)
+                })?;
+            }
+        }
+    }
+    Ok(vec![result])
+}
+
+fn slice(x: &Type, axis: usize, start: &Dim, length: &Dim) -> Inferred {
+    let mut t = x.clone();
+    let size = t.shape.get_mut(axis).ok_or("no such axis")?;
+    let end = start + length;
+    ensure(end.fixed().zip(size.fixed()).is_none_or(|(end, size)| end <= size), || {
+        format!("{start}..{end} is outside {size}")
+    })?;
+    *size = length.clone();
+    Ok(vec![t])
+}
+
+fn linear(x: &Type, weight: &Type, bias: Option<&Type>) -> Inferred {
+    same_dtype(x, weight)?;
+    let [out, input] = &weight.shape[..] else {
+        return Err(format!("expected weights [out, in], found {:?}", weight.shape));
+    };
+    let mut t = x.clone();
+    let width = t.shape.last_mut().ok_or("expected at least one axis")?;
+    ensure(width.may_equal(input), || format!("expected {input} features, found {width}"))?;
+    *width = out.clone();
+    if let Some(bias) = bias {
+        ensure(bias.shape == [out.clone()], || format!("expected a bias [{out}], found {:?}", bias.shape))?;
+    }
+    Ok(vec![t])
+}
+
+fn conv(x: &Type, weight: &Type, strides: &[usize], pads: &[usize]) -> Inferred {
+    same_dtype(x, weight)?;
+    let spatial = x.shape.len().saturating_sub(2);
+    ensure(weight.shape.len() == x.shape.len() && strides.len() == spatial && pads.len() == spatial, || {
+        format!("{:?} does not fit a kernel {:?}", x.shape, weight.shape)
+    })?;
+    ensure(x.shape[1].may_equal(&weight.shape[1]), || {
+        format!("expected {} channels, found {}", weight.shape[1], x.shape[1])
+    })?;
+    let mut shape = dims![&x.shape[0], &weight.shape[0]];
+    for i in 0..spatial {
+        let kernel = weight.shape[i + 2].fixed().ok_or("expected a known kernel size")?;
+        shape.push(conv_axis(&x.shape[i + 2], kernel, strides[i], pads[i])?);
+    }
+    Ok(vec![Type::new(x.dtype, shape)])
+}
+
+/// Size after a convolution. A kernel that covers its stride divides the size; one padded to its width keeps it.
+fn conv_axis(size: &Dim, kernel: usize, stride: usize, pad: usize) -> Result<Dim, String> {
+    match size {
+        Dim::Fixed(n) => {
+            ensure(n + 2 * pad >= kernel, || format!("{n} is smaller than the kernel of {kernel}"))?;
+            Ok(Dim::Fixed((n + 2 * pad - kernel) / stride + 1))
+        }
+        _ if kernel == stride && pad == 0 => Ok(size / stride),
+        _ if stride == 1 && kernel == 2 * pad + 1 => Ok(size.clone()),
+        // A causal convolution: `kernel - 1` frames of the past stand before the frames it answers for.
+        _ if stride == 1 && pad == 0 => {
+            let name = size.to_string();
+            let frames = name.strip_prefix(&format!("{} + ", kernel - 1));
+            Ok(Dim::named(frames.unwrap_or(&format!("{size} - {}", kernel - 1))))
+        }
+        Dim::Symbol(_) => {
+            Err(format!("the size of {size} after a kernel of {kernel} with stride {stride} is not known"))
+        }
+    }
+}
+
+fn attention(inputs: &[Option<&Type>], heads: usize) -> Inferred {
+    let [Some(q), Some(k), Some(v), bias @ ..] = inputs else {
+        return Err("expected queries, keys and values".into());
+    };
+    for t in [k, v] {
+        same_dtype(q, t)?;
+    }
+    for t in [q, k, v] {
+        ensure(t.shape.len() == 3, || format!("expected [batch, tokens, width], found {:?}", t.shape))?;
+        ensure(t.shape[2].fixed().is_some_and(|w| w % heads == 0), || {
+            format!("expected a multiple of {heads} heads, found {}", t.shape[2])
+        })?;
+    }
+    if let Some(Some(bias)) = bias.first() {
+        ensure(bias.shape.len() == 4, || {
+            format!("expected a bias [batch, heads, tokens, tokens], found {:?}", bias.shape)
+        })?;
+    }
+    Ok(vec![Type::new(q.dtype, dims![&q.shape[0], &q.shape[1], &v.shape[2]])])
+}

@@ -1,0 +1,197 @@
+//! The diffusion transformer (diffusers `models/transformers/cogvideox_transformer_3d.py`).
+
+use crate::config::DitConfig;
+use crate::scope::Scope;
+use crate::{BuildError, DType, Dim, Graph, Value, VideoDims, Weights, dims};
+
+/// Epsilon of the layer norms on queries and keys; fixed in `CogVideoXBlock`.
+const QK_NORM_EPSILON: f32 = 1e-6;
+
+/// The two streams of one sample, each `[batch, tokens, width]`.
+#[derive(Clone, Copy)]
+pub struct Tokens<'g> {
+    /// Text.
+    pub text: Value<'g>,
+    /// Video patches, frame by frame, row by row.
+    pub video: Value<'g>,
+}
+
+impl<'g> Tokens<'g> {
+    /// What `f` makes of both streams as one sequence, text first.
+    fn joint(self, f: impl FnOnce(Value<'g>) -> Value<'g>) -> Self {
+        let (text, video) = (self.text.dim(1), self.video.dim(1));
+        let y = f(self.text.graph.concat(1, &[self.text, self.video]));
+        Self { text: y.slice(1, 0, &text), video: y.slice(1, &text, &video) }
+    }
+
+    fn zip(self, other: Self, f: impl Fn(Value<'g>, Value<'g>) -> Value<'g>) -> Self {
+        Self { text: f(self.text, other.text), video: f(self.video, other.video) }
+    }
+}
+
+impl std::ops::Add for Tokens<'_> {
+    type Output = Self;
+    fn add(self, other: Self) -> Self {
+        self.zip(other, |a, b| a + b)
+    }
+}
+
+impl std::ops::Mul for Tokens<'_> {
+    type Output = Self;
+    fn mul(self, other: Self) -> Self {
+        self.zip(other, |a, b| a * b)
+    }
+}
+
+/// The graph of one prediction. `latents` are latent sizes.
+///
+/// | input | shape |
+/// |---|---|
+/// | `hidden_states` | `[batch, frames, in_channels, height, width]` |
+/// | `encoder_hidden_states` | `[batch, tokens, text_embed_dim]` |
+/// | `timestep` | `[1]`, one for the whole batch |
+/// | `positions` | `[video tokens, width]`, see `cogvx`'s `positions` |
+///
+/// and `sample` `[batch, frames, out_channels, height, width]`, all `f32`.
+///
+/// # Errors
+/// Tensors missing, unexpected or of the wrong shape.
+pub fn build(cfg: &DitConfig, weights: &Weights, latents: &VideoDims, tokens: &Dim) -> Result<Graph, BuildError> {
+    // Sine positions are computed by the runtime for each size, whether or not the checkpoint stores a table.
+    let ignored = |name: &str| name == "patch_embed.pos_embedding";
+    crate::scope::build("transformer", weights, ignored, |s| {
+        let VideoDims { frames, height, width } = latents;
+        let (g, batch) = (s.graph(), &Dim::named("batch"));
+        let latents = g.input("hidden_states", DType::F32, dims![batch, frames, cfg.in_channels, height, width]);
+        let text = g.input("encoder_hidden_states", DType::F32, dims![batch, tokens, cfg.text_embed_dim]);
+        let timestep = g.input("timestep", DType::F32, dims![1]);
+        // Every use of the time embedding starts with this SiLU.
+        let temb = time_embedding(s, cfg, timestep).silu();
+
+        let (mut x, grid) = patch_embedding(&s.at("patch_embed"), cfg, text.narrow(), latents.narrow());
+        for i in 0..cfg.num_layers {
+            x = block(&s.at(format!("transformer_blocks.{i}")), cfg, x, temb);
+        }
+        g.output("sample", head(s, cfg, x.video, temb, &grid));
+    })
+}
+
+/// Sinusoids of the timestep (diffusers `get_timestep_embedding`), then two layers: `[1, time_embed_dim]`.
+fn time_embedding<'g>(s: &Scope<'g>, cfg: &DitConfig, timestep: Value<'g>) -> Value<'g> {
+    let half = cfg.width() / 2;
+    let angle = timestep.reshape(dims![1, 1]) * s.graph().floats(&[1, half], &frequencies(half, cfg.freq_shift));
+    let waves = if cfg.flip_sin_to_cos { [angle.cos(), angle.sin()] } else { [angle.sin(), angle.cos()] };
+    let s = s.at("time_embedding");
+    let x = s.linear("linear_1", s.graph().concat(1, &waves).narrow(), cfg.time_embed_dim, true);
+    s.linear("linear_2", x.silu(), cfg.time_embed_dim, true)
+}
+
+/// `10000^(-i / (half - shift))`, rounded where torch rounds.
+#[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation)] // Widths are far below 2^24.
+fn frequencies(half: usize, shift: usize) -> Vec<f32> {
+    let log_period = -(10_000_f64.ln()) as f32;
+    let exponent = |i: usize| log_period * i as f32 / (half - shift) as f32;
+    (0..half).map(|i| f64::from(exponent(i)).exp() as f32).collect()
+}
+
+/// Text and latents as tokens of the model's width, and the grid `[frames, rows, columns]` of the patches.
+fn patch_embedding<'g>(s: &Scope<'g>, cfg: &DitConfig, text: Value<'g>, latents: Value<'g>) -> (Tokens<'g>, [Dim; 3]) {
+    let (p, pt, width) = (cfg.patch_size, cfg.patch_size_t.unwrap_or(1), cfg.width());
+    // CogVideoX 1.0 stores the projection as a 2D convolution, 1.5 as a linear layer: both are this 3D convolution.
+    let stored = match cfg.patch_size_t {
+        None => vec![width, cfg.in_channels, p, p],
+        Some(_) => vec![width, cfg.in_channels * pt * p * p],
+    };
+    let proj = s.at("proj");
+    let weight = proj.weight_as("weight", &stored, &[width, cfg.in_channels, pt, p, p]);
+    let bias = cfg.patch_bias.then(|| proj.weight("bias", &[width]));
+    let patches = latents.transpose([0, 2, 1, 3, 4]).conv(weight, bias, [pt, p, p], [0, 0, 0]);
+    drop(proj);
+    let grid = [patches.dim(2), patches.dim(3), patches.dim(4)];
+    let video_tokens = &Dim::product(&grid);
+    let video = patches.reshape(dims![&patches.dim(0), width, video_tokens]).transpose([0, 2, 1]);
+    let positions = s.graph().input("positions", DType::F32, dims![video_tokens, width]).narrow();
+    (Tokens { text: s.linear("text_proj", text, width, true), video: video + positions }, grid)
+}
+
+/// One expert block: AdaLN-Zero, joint attention, AdaLN-Zero, joint feed-forward.
+fn block<'g>(s: &Scope<'g>, cfg: &DitConfig, x: Tokens<'g>, temb: Value<'g>) -> Tokens<'g> {
+    let (h, gate) = ada_norm(&s.at("norm1"), cfg, x, temb);
+    let x = x + gate * h.joint(|h| attention(&s.at("attn1"), cfg, h));
+    let (h, gate) = ada_norm(&s.at("norm2"), cfg, x, temb);
+    x + gate * h.joint(|h| feed_forward(&s.at("ff"), h))
+}
+
+/// `CogVideoXLayerNormZero`: each stream normalized, scaled and shifted by the timestep; and the gates `[width]`.
+fn ada_norm<'g>(s: &Scope<'g>, cfg: &DitConfig, x: Tokens<'g>, temb: Value<'g>) -> (Tokens<'g>, Tokens<'g>) {
+    let modulation = s.linear("linear", temb, 6 * cfg.width(), true).reshape(dims![6 * cfg.width()]);
+    let [shift, scale, gate, text_shift, text_scale, text_gate] = modulation.split(0);
+    let norm = s.at("norm");
+    let text = modulated_norm(&norm, cfg, x.text, text_scale, text_shift);
+    let video = modulated_norm(&norm, cfg, x.video, scale, shift);
+    (Tokens { text, video }, Tokens { text: text_gate, video: gate })
+}
+
+/// `norm(x) * (1 + scale) + shift` as one layer norm: `(w n + b)(1 + s) + h = w(1 + s) n + (b(1 + s) + h)`.
+fn modulated_norm<'g>(s: &Scope<'g>, cfg: &DitConfig, x: Value<'g>, scale: Value<'g>, shift: Value<'g>) -> Value<'g> {
+    let scale = scale + 1.0;
+    if !cfg.norm_elementwise_affine {
+        return x.layer_norm(scale, shift, cfg.norm_eps);
+    }
+    let [weight, bias] = ["weight", "bias"].map(|name| s.weight(name, &[cfg.width()]));
+    x.layer_norm(weight * scale, bias * scale + shift, cfg.norm_eps)
+}
+
+fn attention<'g>(s: &Scope<'g>, cfg: &DitConfig, x: Value<'g>) -> Value<'g> {
+    let [q, k, v] = ["to_q", "to_k", "to_v"].map(|name| s.linear(name, x, cfg.width(), cfg.attention_bias));
+    let (q, k) = (head_norm(&s.at("norm_q"), cfg, q), head_norm(&s.at("norm_k"), cfg, k));
+    #[allow(clippy::cast_precision_loss)] // Head widths are small.
+    let scale = 1.0 / (cfg.attention_head_dim as f32).sqrt();
+    let y = q.attention(k, v, None, cfg.num_attention_heads, scale);
+    s.linear("to_out.0", y, cfg.width(), true)
+}
+
+/// Layer norm of each head on its own.
+fn head_norm<'g>(s: &Scope<'g>, cfg: &DitConfig, x: Value<'g>) -> Value<'g> {
+    let head = cfg.attention_head_dim;
+    let heads = x.reshape(dims![&x.dim(0), &x.dim(1), cfg.num_attention_heads, head]);
+    heads.layer_norm(s.weight("weight", &[head]), s.weight("bias", &[head]), QK_NORM_EPSILON).reshape(x.shape())
+}
+
+fn feed_forward<'g>(s: &Scope<'g>, x: Value<'g>) -> Value<'g> {
+    let width = x.dim(2).fixed().unwrap_or(0);
+    let inner = s.linear("net.0.proj", x, 4 * width, true).gelu();
+    s.linear("net.2", inner, width, true)
+}
+
+/// Final norms and projection, patches put back in their places: `[batch, frames, channels, height, width]`.
+fn head<'g>(
+    s: &Scope<'g>,
+    cfg: &DitConfig,
+    x: Value<'g>,
+    temb: Value<'g>,
+    [frames, rows, columns]: &[Dim; 3],
+) -> Value<'g> {
+    let (width, p, pt, channels) = (cfg.width(), cfg.patch_size, cfg.patch_size_t.unwrap_or(1), cfg.out_channels);
+    let x = final_norm(&s.at("norm_final"), cfg, x);
+    let norm_out = s.at("norm_out");
+    let modulation = norm_out.linear("linear", temb, 2 * width, true).reshape(dims![2 * width]);
+    let [shift, scale] = modulation.split(0);
+    let x = modulated_norm(&norm_out.at("norm"), cfg, x, scale, shift);
+    drop(norm_out);
+    let batch = &x.dim(0);
+    s.linear("proj_out", x, channels * pt * p * p, true)
+        .reshape(dims![batch, frames, rows, columns, channels, pt, p, p])
+        .transpose([0, 1, 5, 4, 2, 6, 3, 7])
+        .reshape(dims![batch, &(frames * pt), channels, &(rows * p), &(columns * p)])
+}
+
+fn final_norm<'g>(s: &Scope<'g>, cfg: &DitConfig, x: Value<'g>) -> Value<'g> {
+    let width = cfg.width();
+    let [weight, bias] = if cfg.norm_elementwise_affine {
+        ["weight", "bias"].map(|name| s.weight(name, &[width]))
+    } else {
+        [1.0, 0.0].map(|value| s.graph().floats(&[width], &vec![value; width]))
+    };
+    x.layer_norm(weight, bias, cfg.norm_eps)
+}

@@ -1,0 +1,332 @@
+//! From what the model means to the ONNX operators a target runs fast.
+
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use super::Pass;
+use crate::dim::Monomial;
+use crate::graph::{Graph, Node, Source};
+use crate::op::{Attribute, Binary, OnnxOp, Op, Type};
+use crate::{DType, Dim, Problem, Value, dims};
+
+use Attribute::{Float, Int, Ints, Text};
+
+/// The runtime a graph is written for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Target {
+    /// ONNX Runtime's CPU provider.
+    Cpu,
+    /// ONNX Runtime's CUDA provider.
+    Cuda,
+    /// TensorRT's ONNX parser, strongly typed.
+    TensorRt,
+}
+
+impl Target {
+    /// Whether ONNX Runtime's own operators (`com.microsoft`) may be used.
+    fn has_contrib_operators(self) -> bool {
+        !matches!(self, Self::TensorRt)
+    }
+}
+
+const CONTRIB: &str = "com.microsoft";
+const TO_THE_END: i64 = i64::MAX;
+
+/// Writes every operation in `target`'s form.
+pub struct Lower {
+    target: Target,
+    /// For each named size, a value that has it and on which axis.
+    named: HashMap<Rc<str>, (usize, usize)>,
+    /// Values looked at for named sizes.
+    seen: usize,
+    /// Sizes as `i64 [1]` tensors.
+    sizes: HashMap<Dim, usize>,
+    /// Shapes as `i64 [rank]` tensors; `None` is "whatever is left" (-1).
+    shapes: HashMap<Vec<Option<Dim>>, usize>,
+}
+
+impl Lower {
+    /// A lowering to `target`.
+    #[must_use]
+    pub fn new(target: Target) -> Self {
+        Self { target, named: HashMap::new(), seen: 0, sizes: HashMap::new(), shapes: HashMap::new() }
+    }
+
+    /// Remember which values have named sizes, so that the sizes can be asked for at run time.
+    fn look_for_names(&mut self, out: &Graph) {
+        for (id, value) in out.values().iter().enumerate().skip(self.seen) {
+            for (axis, name) in value.r#type.shape.iter().enumerate().filter_map(|(i, d)| Some((i, d.name()?))) {
+                self.named.entry(name.clone()).or_insert((id, axis));
+            }
+        }
+        self.seen = out.values().len();
+    }
+
+    /// A size as an `i64` tensor `[1]`.
+    fn size<'g>(&mut self, dim: &Dim, out: &'g Graph) -> Value<'g> {
+        if let Some(&id) = self.sizes.get(dim) {
+            return out.value(id);
+        }
+        let value = match dim {
+            Dim::Fixed(n) => out.integers(&[1], &[signed(*n)]),
+            Dim::Symbol(_) if dim.name().is_some() => self.measure(dim, out),
+            Dim::Symbol(Monomial { numerator, denominator, names }) => {
+                let product =
+                    names.iter().map(|name| self.size(&Dim::named(name), out)).reduce(|a, b| binary("Mul", 7, a, b));
+                let mut value = product.unwrap_or_else(|| out.integers(&[1], &[1]));
+                if *numerator != 1 {
+                    value = binary("Mul", 7, value, out.integers(&[1], &[signed(*numerator)]));
+                }
+                if *denominator != 1 {
+                    value = binary("Div", 7, value, out.integers(&[1], &[signed(*denominator)]));
+                }
+                value
+            }
+        };
+        self.sizes.insert(dim.clone(), value.id());
+        value
+    }
+
+    /// Read a named size off a tensor that has it.
+    fn measure<'g>(&mut self, dim: &Dim, out: &'g Graph) -> Value<'g> {
+        self.look_for_names(out);
+        let Some(&(id, axis)) = dim.name().and_then(|name| self.named.get(name)) else {
+            let (place, message) = (out.path(), format!("no tensor has the size `{dim}`"));
+            out.problem(Problem::Type { place, message });
+            return out.integers(&[1], &[1]);
+        };
+        let range = vec![("start", Int(signed(axis))), ("end", Int(signed(axis) + 1))];
+        emit("", "Shape", 15, range, &[Some(out.value(id))], vec![Type::new(DType::I64, dims![1])], out)[0]
+    }
+
+    /// A shape as an `i64` tensor; at most one size is left for ONNX to infer.
+    fn shape<'g>(&mut self, to: &[Dim], out: &'g Graph) -> Value<'g> {
+        // Leave the most complicated size to be inferred; it costs the most to compute.
+        let inferred = (0..to.len()).filter(|&i| to[i].fixed().is_none()).max_by_key(|&i| to[i].to_string().len());
+        let key: Vec<_> = to.iter().enumerate().map(|(i, d)| (Some(i) != inferred).then(|| d.clone())).collect();
+        if let Some(&id) = self.shapes.get(&key) {
+            return out.value(id);
+        }
+        let number = |d: &Option<Dim>| d.as_ref().map_or(Some(-1), |d| d.fixed().map(signed));
+        let value = if let Some(numbers) = key.iter().map(number).collect::<Option<Vec<_>>>() {
+            out.integers(&[numbers.len()], &numbers)
+        } else {
+            let minus_one = out.integers(&[1], &[-1]);
+            let parts: Vec<_> = key.iter().map(|d| Some(d.as_ref().map_or(minus_one, |d| self.size(d, out)))).collect();
+            let r#type = Type::new(DType::I64, dims![to.len()]);
+            emit("", "Concat", 13, vec![("axis", Int(0))], &parts, vec![r#type], out)[0]
+        };
+        self.shapes.insert(key, value.id());
+        value
+    }
+
+    fn reshape<'g>(&mut self, x: Value<'g>, to: &[Dim]) -> Value<'g> {
+        let out = x.graph;
+        // A reshape of a reshape is one reshape.
+        let x = producer(x, "Reshape").and_then(|node| node.inputs[0]).map_or(x, |id| out.value(id));
+        if x.shape() == to {
+            return x;
+        }
+        let shape = self.shape(to, out);
+        emit("", "Reshape", 14, vec![], &[Some(x), Some(shape)], vec![Type::new(x.dtype(), to.to_vec())], out)[0]
+    }
+
+    fn upsample<'g>(&mut self, x: Value<'g>, factors: &[usize], to: &[Dim]) -> Value<'g> {
+        // ONNX Runtime's Resize is fast on four axes and slow on five: the leading axes, unchanged, count as one.
+        let leading = factors.iter().take_while(|&&f| f == 1).count().min(factors.len().saturating_sub(2));
+        let folded = |dims: &[Dim]| {
+            let (front, back) = dims.split_at(leading);
+            [vec![Dim::Fixed(1), Dim::product(front)], back.to_vec()].concat()
+        };
+        let input = self.reshape(x, &folded(&x.shape()));
+        let scales: Vec<_> = [1, 1].iter().chain(&factors[leading..]).map(|&f| small(f)).collect();
+        let scales = x.graph.floats(&[scales.len()], &scales);
+        let attributes = vec![
+            ("coordinate_transformation_mode", Text("asymmetric")),
+            ("mode", Text("nearest")),
+            ("nearest_mode", Text("floor")),
+        ];
+        let r#type = Type::new(x.dtype(), folded(to));
+        let resized = emit("", "Resize", 19, attributes, &[Some(input), None, Some(scales)], vec![r#type], x.graph)[0];
+        self.reshape(resized, to)
+    }
+
+    /// `Gemm` reads `PyTorch`'s `[out, in]` weights as they lie; it wants two axes, and reshapes are free.
+    fn linear<'g>(&mut self, x: Value<'g>, rest: &[Option<Value<'g>>], to: &Type) -> Value<'g> {
+        let (rows, width) = (Dim::product(&x.shape()[..x.shape().len() - 1]), x.dim(x.shape().len() - 1));
+        let flat = self.reshape(x, &[rows.clone(), width]);
+        let inputs: Vec<_> = std::iter::once(Some(flat)).chain(rest.iter().copied()).collect();
+        let out_features = to.shape.last().cloned().unwrap_or(Dim::Fixed(1));
+        let r#type = Type::new(to.dtype, dims![&rows, &out_features]);
+        let y = emit("", "Gemm", 13, vec![("transB", Int(1))], &inputs, vec![r#type], x.graph)[0];
+        self.reshape(y, &to.shape)
+    }
+
+    fn group_norm<'g>(&mut self, x: Value<'g>, groups: usize, epsilon: f32) -> Value<'g> {
+        let (out, shape) = (x.graph, x.shape());
+        let elements = &Dim::product(&shape[1..]) / groups;
+        let grouped = self.reshape(x, &[shape[0].clone(), Dim::Fixed(groups), elements]);
+        // CUDA has no bfloat16 kernel for it.
+        let dtype = if self.target == Target::Cuda && x.dtype() == DType::BF16 { DType::F32 } else { x.dtype() };
+        let grouped = cast(grouped, dtype);
+        let (ones, zeros) = (vec![1.0; groups], vec![0.0; groups]);
+        let parameters = [out.floats(&[groups], &ones), out.floats(&[groups], &zeros)].map(|p| Some(cast(p, dtype)));
+        let inputs = [Some(grouped), parameters[0], parameters[1]];
+        let r#type = Type::new(dtype, grouped.shape());
+        let y = emit("", "InstanceNormalization", 6, vec![("epsilon", Float(epsilon))], &inputs, vec![r#type], out)[0];
+        self.reshape(cast(y, x.dtype()), &shape)
+    }
+
+    /// The fused form: CPU keeps `O(tokens)` memory and CUDA picks cuDNN's kernel for `com.microsoft.MultiHeadAttention`
+    /// only; `TensorRT` knows ONNX's own `Attention`.
+    fn attention<'g>(
+        &self,
+        inputs: &[Option<Value<'g>>],
+        heads: usize,
+        scale: f32,
+        to: Type,
+        out: &'g Graph,
+    ) -> Value<'g> {
+        let (qkv, bias) = (&inputs[..3], inputs.get(3).copied().flatten());
+        if self.target.has_contrib_operators() {
+            let attributes = vec![("num_heads", Int(signed(heads))), ("scale", Float(scale))];
+            let mut inputs = qkv.to_vec();
+            if bias.is_some() {
+                inputs.extend([None, None, bias]);
+            }
+            return emit(CONTRIB, "MultiHeadAttention", 1, attributes, &inputs, vec![to], out)[0];
+        }
+        let heads = Int(signed(heads));
+        let attributes = vec![("kv_num_heads", heads.clone()), ("q_num_heads", heads), ("scale", Float(scale))];
+        let inputs: Vec<_> = qkv.iter().copied().chain(bias.map(Some)).collect();
+        emit("", "Attention", 23, attributes, &inputs, vec![to], out)[0]
+    }
+
+    fn slice<'g>(&mut self, x: Value<'g>, axis: usize, start: &Dim, length: &Dim, to: Type) -> Value<'g> {
+        let out = x.graph;
+        let first = self.size(start, out);
+        let end = start + length;
+        let last = if end == x.dim(axis) { out.integers(&[1], &[TO_THE_END]) } else { self.size(&end, out) };
+        slice(x, axis, first, last, to)
+    }
+}
+
+impl Pass for Lower {
+    fn name(&self) -> &'static str {
+        "lower"
+    }
+
+    fn rewrite<'g>(&mut self, node: &Node, inputs: &[Option<Value<'g>>], out: &'g Graph) -> Option<Vec<Value<'g>>> {
+        self.look_for_names(out);
+        let ids: Vec<_> = inputs.iter().map(|v| v.map(Value::id)).collect();
+        let types: Vec<Type> = {
+            let values = out.values();
+            let inputs: Vec<_> = ids.iter().map(|i| i.map(|i| &values[i].r#type)).collect();
+            crate::infer::infer(&node.op, &inputs).ok()?
+        };
+        let one = |name, since, attributes| Some(emit("", name, since, attributes, inputs, types.clone(), out));
+        let contrib = |name, attributes| Some(emit(CONTRIB, name, 1, attributes, inputs, types.clone(), out));
+        let x = inputs.first().copied().flatten();
+        match &node.op {
+            Op::Onnx(_) | Op::Narrow | Op::Wide => None,
+            Op::Unary(_) | Op::Binary(Binary::Mod | Binary::Min | Binary::Max) => one(node.op.name(), 13, vec![]),
+            Op::Binary(Binary::Add | Binary::Sub | Binary::Mul | Binary::Div) => one(node.op.name(), 14, vec![]),
+            Op::Cast(dtype) => one("Cast", 19, vec![("to", Int(dtype.onnx().into()))]),
+            Op::Reshape(to) => Some(vec![self.reshape(x?, to)]),
+            Op::Transpose(order) => one("Transpose", 13, vec![("perm", ints(order))]),
+            Op::Concat(axis) => one("Concat", 13, vec![("axis", Int(signed(*axis)))]),
+            Op::Slice { axis, start, length } => Some(vec![self.slice(x?, *axis, start, length, types[0].clone())]),
+            Op::Last { axis, n } => {
+                let (first, last) = (out.integers(&[1], &[-signed(*n)]), out.integers(&[1], &[TO_THE_END]));
+                Some(vec![slice(x?, *axis, first, last, types[0].clone())])
+            }
+            Op::Split { axis, parts } => {
+                one("Split", 18, vec![("axis", Int(signed(*axis))), ("num_outputs", Int(signed(*parts)))])
+            }
+            Op::Gather(axis) => one("Gather", 13, vec![("axis", Int(signed(*axis)))]),
+            Op::Upsample(factors) => Some(vec![self.upsample(x?, factors, &types[0].shape)]),
+            Op::Size(dim) => Some(vec![self.size(dim, out)]),
+            Op::Range(Dim::Fixed(n)) => {
+                let numbers: Vec<_> = (0..signed(*n)).collect();
+                Some(vec![out.integers(&[*n], &numbers)])
+            }
+            Op::Range(_) => {
+                let limit = self.reshape(x?, &[]);
+                let (start, step) = (out.integers(&[], &[0]), out.integers(&[], &[1]));
+                Some(emit("", "Range", 11, vec![], &[Some(start), Some(limit), Some(step)], types, out))
+            }
+            Op::Linear => Some(vec![self.linear(x?, &inputs[1..], &types[0])]),
+            Op::Conv { strides, pads } => {
+                let since = if types[0].dtype == DType::BF16 { 22 } else { 11 };
+                let pads = [pads.as_slice(), pads.as_slice()].concat();
+                one("Conv", since, vec![("pads", ints(&pads)), ("strides", ints(strides))])
+            }
+            Op::LayerNorm { epsilon } => {
+                one("LayerNormalization", 17, vec![("axis", Int(-1)), ("epsilon", Float(*epsilon))])
+            }
+            Op::RmsNorm { epsilon } => {
+                one("RMSNormalization", 23, vec![("axis", Int(-1)), ("epsilon", Float(*epsilon))])
+            }
+            Op::GroupNorm { groups, epsilon } => Some(vec![self.group_norm(x?, *groups, *epsilon)]),
+            Op::Attention { heads, scale } => Some(vec![self.attention(inputs, *heads, *scale, types[0].clone(), out)]),
+            Op::Gelu if self.target.has_contrib_operators() => contrib("FastGelu", vec![]),
+            Op::Gelu => one("Gelu", 20, vec![("approximate", Text("tanh"))]),
+            Op::Silu if self.target.has_contrib_operators() => contrib("QuickGelu", vec![("alpha", Float(1.0))]),
+            Op::Silu => {
+                let sigmoid = emit("", "Sigmoid", 13, vec![], inputs, types, out)[0];
+                Some(vec![binary("Mul", 14, x?, sigmoid)])
+            }
+        }
+    }
+}
+
+fn emit<'g>(
+    domain: &'static str,
+    name: &'static str,
+    since: i64,
+    attributes: Vec<(&'static str, Attribute)>,
+    inputs: &[Option<Value<'g>>],
+    outputs: Vec<Type>,
+    out: &'g Graph,
+) -> Vec<Value<'g>> {
+    let inputs: Vec<_> = inputs.iter().map(|v| v.map(Value::id)).collect();
+    out.add(Op::Onnx(OnnxOp { domain, name, since, attributes, outputs }), &inputs)
+}
+
+/// An element-wise operator on two tensors of the same shape.
+fn binary<'g>(name: &'static str, since: i64, a: Value<'g>, b: Value<'g>) -> Value<'g> {
+    emit("", name, since, vec![], &[Some(a), Some(b)], vec![a.r#type()], a.graph)[0]
+}
+
+fn cast(x: Value<'_>, dtype: DType) -> Value<'_> {
+    if x.dtype() == dtype {
+        return x;
+    }
+    let r#type = Type::new(dtype, x.shape());
+    emit("", "Cast", 19, vec![("to", Int(dtype.onnx().into()))], &[Some(x)], vec![r#type], x.graph)[0]
+}
+
+fn slice<'g>(x: Value<'g>, axis: usize, start: Value<'g>, end: Value<'g>, to: Type) -> Value<'g> {
+    let axes = x.graph.integers(&[1], &[signed(axis)]);
+    emit("", "Slice", 13, vec![], &[Some(x), Some(start), Some(end), Some(axes)], vec![to], x.graph)[0]
+}
+
+/// The node that made `x`, if it is ONNX's `name`.
+fn producer(x: Value<'_>, name: &str) -> Option<Node> {
+    let Source::Node { node, .. } = x.source() else { return None };
+    let node = x.graph.nodes()[node].clone();
+    (node.op.name() == name).then_some(node)
+}
+
+fn ints(numbers: &[usize]) -> Attribute {
+    Ints(numbers.iter().map(|&n| signed(n)).collect())
+}
+
+fn signed(n: usize) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
+}
+
+#[allow(clippy::cast_precision_loss)] // Upsampling factors are small.
+fn small(n: usize) -> f32 {
+    n as f32
+}
