@@ -1,1 +1,13 @@
-//! x
+//! `CogVideoX` checkpoints to ONNX engines, and prompts to videos, without Python or `PyTorch`.
+
+pub mod bundle;
+pub mod cli;
+pub mod export;
+pub mod pipeline;
+pub mod positions;
+pub mod rng;
+pub mod runtime;
+pub mod scheduler;
+pub mod tokenizer;
+pub mod verify;
+pub mod video;

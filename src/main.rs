@@ -1,2 +1,5 @@
-//! x
-fn main(){}
+//! `cogvx <command>`.
+
+fn main() -> std::process::ExitCode {
+    cogvx::cli::main()
+}

@@ -1,0 +1,111 @@
+//! The command line: `cogvx <command>`, and `cogvx-export` for `cogvx export`.
+
+mod export;
+mod progress;
+mod run;
+mod verify;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::bundle::Bundle;
+use crate::export::ExportOptions;
+use crate::pipeline::{self, Pipeline};
+use crate::runtime::{Runtime, RuntimeError};
+
+/// `CogVideoX` checkpoints to ONNX engines, and prompts to videos, without Python or `PyTorch`.
+#[derive(Parser)]
+#[command(name = "cogvx", version, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Export(export::Args),
+    Verify(verify::Args),
+    Run(run::Args),
+}
+
+/// `cogvx-export`: the command `export` alone.
+#[derive(Parser)]
+#[command(name = "cogvx-export", version)]
+struct ExportCli {
+    #[command(flatten)]
+    args: export::Args,
+}
+
+/// What a command answers.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Answer {
+    Done,
+    No,
+}
+
+/// `cogvx`.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    exit(match &cli.command {
+        Command::Export(args) => export::run(args),
+        Command::Verify(args) => verify::run(args),
+        Command::Run(args) => run::run(args),
+    })
+}
+
+/// `cogvx-export`.
+#[must_use]
+pub fn export_main() -> ExitCode {
+    exit(export::run(&ExportCli::parse().args))
+}
+
+/// Exit codes are a contract: 0 done, 1 the answer is no, 2 error, 130 interrupted.
+fn exit(result: anyhow::Result<Answer>) -> ExitCode {
+    match result {
+        Ok(Answer::Done) => ExitCode::SUCCESS,
+        Ok(Answer::No) => ExitCode::from(1),
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            let interrupted = error.chain().any(|e| matches!(e.downcast_ref(), Some(RuntimeError::Interrupted)));
+            ExitCode::from(if interrupted { 130 } else { 2 })
+        }
+    }
+}
+
+/// Whoever reads the output has seen enough.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let kind = |e: &(dyn std::error::Error + 'static)| e.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+    error.chain().any(|e| kind(e) == Some(std::io::ErrorKind::BrokenPipe))
+}
+
+/// A bundle, or a checkpoint exported for the occasion into a folder that goes when this is dropped.
+struct Opened {
+    pipeline: Pipeline,
+    _exported: Option<tempfile::TempDir>,
+}
+
+/// Open the bundle or checkpoint at `path` for running with `threads` threads; Ctrl-C then ends the run under way.
+fn open(path: &Path, threads: usize) -> anyhow::Result<Opened> {
+    let is_checkpoint = !pipeline::is_bundle(path) && path.join("model_index.json").exists();
+    let exported = if is_checkpoint { Some(export_aside(path)?) } else { None };
+    let bundle = Bundle::open(exported.as_ref().map(|dir| dir.path().join("bundle")).as_deref().unwrap_or(path))?;
+    let runtime = Runtime::start(pipeline::device(&bundle.manifest().target), threads)?;
+    let interrupt = runtime.interrupt();
+    // The handler can be set once a process; a command opens one bundle.
+    let _ = ctrlc::set_handler(move || interrupt.stop());
+    Ok(Opened { pipeline: Pipeline::open(bundle, runtime)?, _exported: exported })
+}
+
+/// Export a checkpoint into a new folder beside it, where weights can be linked, or among the system's temporary files.
+fn export_aside(checkpoint: &Path) -> anyhow::Result<tempfile::TempDir> {
+    let folder = tempfile::Builder::new().prefix(".cogvx-run-").to_owned();
+    let parent = checkpoint.canonicalize().ok().and_then(|p| Some(p.parent()?.to_path_buf()));
+    let beside = parent.and_then(|parent| folder.tempdir_in(parent).ok());
+    let folder = beside.map_or_else(|| folder.tempdir(), Ok)?;
+    crate::export::export(checkpoint, &folder.path().join("bundle"), &ExportOptions::default(), |_| {})?;
+    Ok(folder)
+}

@@ -1,0 +1,157 @@
+//! `cogvx export`.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, ValueEnum};
+use cogvx_graphs::DType;
+use cogvx_graphs::pass::Target as GraphTarget;
+use indicatif::HumanBytes;
+
+use super::Answer;
+use super::progress::Progress;
+use crate::bundle::WeightsMode;
+use crate::export::{Component, ExportOptions, Report, VideoShape, export};
+
+/// Turn a checkpoint into a bundle of ONNX graphs
+///
+/// CHECKPOINT is a CogVideoX model in diffusers' layout: `model_index.json` and a folder for each of `transformer`, `vae`,
+/// `text_encoder`, `tokenizer` and `scheduler`. The bundle has the graphs, a manifest (cogvx.json), tokenizer and scheduler; its
+/// weights are hard links into the checkpoint where the file system can link.
+#[derive(ClapArgs)]
+pub(super) struct Args {
+    /// The checkpoint's folder
+    checkpoint: PathBuf,
+    /// The bundle's folder; it appears complete or not at all
+    #[arg(short, long)]
+    output: PathBuf,
+    /// Store weights in at most this precision and, on GPUs, compute in it [default: the checkpoint's own]
+    ///
+    /// Weights never take more bits than the checkpoint has. On the cpu target arithmetic is always fp32, and 16-bit
+    /// weights are converted as they are used.
+    #[arg(long)]
+    precision: Option<Precision>,
+    /// The runtime to write the graphs for
+    #[arg(long, default_value = "cpu")]
+    target: Target,
+    /// Link weights into the checkpoint's files, or copy them
+    #[arg(long, default_value = "auto")]
+    weights: Weights,
+    /// Fix the graphs to one video size in pixels, such as 49x480x720 [default: any size]
+    #[arg(long, value_name = "FRAMESxHEIGHTxWIDTH")]
+    shapes: Option<String>,
+    /// Export only these
+    #[arg(long, value_delimiter = ',', default_value = "text-encoder,transformer,vae")]
+    components: Vec<Part>,
+    /// Replace the bundle at the output
+    #[arg(long)]
+    overwrite: bool,
+    /// Report as JSON on standard output
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Precision {
+    Fp32,
+    Fp16,
+    Bf16,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Target {
+    /// ONNX Runtime's CPU provider
+    Cpu,
+    /// ONNX Runtime's CUDA provider
+    Cuda,
+    /// TensorRT, strongly typed
+    Tensorrt,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Weights {
+    /// Link where the file system can, else copy
+    Auto,
+    /// Link, or fail
+    Link,
+    /// Copy: the bundle stands alone
+    Copy,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Part {
+    TextEncoder,
+    Transformer,
+    Vae,
+}
+
+impl Args {
+    fn options(&self) -> anyhow::Result<ExportOptions> {
+        Ok(ExportOptions {
+            precision: self.precision.map(|p| match p {
+                Precision::Fp32 => DType::F32,
+                Precision::Fp16 => DType::F16,
+                Precision::Bf16 => DType::BF16,
+            }),
+            target: match self.target {
+                Target::Cpu => GraphTarget::Cpu,
+                Target::Cuda => GraphTarget::Cuda,
+                Target::Tensorrt => GraphTarget::TensorRt,
+            },
+            weights: match self.weights {
+                Weights::Auto => WeightsMode::Auto,
+                Weights::Link => WeightsMode::Link,
+                Weights::Copy => WeightsMode::Copy,
+            },
+            shapes: self.shapes.as_deref().map(parse_shape).transpose()?,
+            components: Component::ALL.into_iter().filter(|c| self.components.iter().any(|p| p.is(*c))).collect(),
+            overwrite: self.overwrite,
+        })
+    }
+}
+
+impl Part {
+    fn is(self, component: Component) -> bool {
+        match self {
+            Self::TextEncoder => component == Component::TextEncoder,
+            Self::Transformer => component == Component::Transformer,
+            Self::Vae => component == Component::Vae,
+        }
+    }
+}
+
+fn parse_shape(text: &str) -> anyhow::Result<VideoShape> {
+    let numbers: Option<Vec<usize>> = text.split('x').map(|n| n.parse().ok()).collect();
+    match numbers.as_deref() {
+        Some(&[frames, height, width]) => Ok(VideoShape { frames, height, width }),
+        _ => anyhow::bail!("`--shapes`: expected FRAMESxHEIGHTxWIDTH such as 49x480x720, found `{text}`"),
+    }
+}
+
+pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
+    let options = args.options()?;
+    let progress = Progress::lines();
+    let report = export(&args.checkpoint, &args.output, &options, |graph| progress.message(graph))?;
+    progress.clear();
+    let mut out = std::io::stdout().lock();
+    if args.json {
+        writeln!(out, "{}", serde_json::to_string_pretty(&report)?)?;
+    } else {
+        write!(out, "{}", summary(&report))?;
+    }
+    Ok(Answer::Done)
+}
+
+fn summary(report: &Report) -> String {
+    let mut table = comfy_table::Table::new();
+    table.load_style(comfy_table::presets::NOTHING);
+    table.set_header(["graph", "nodes", "opset", "weights beside", "inline", "converted"]);
+    for g in &report.graphs {
+        let numbers = [g.nodes as u64, g.opset.unsigned_abs(), g.external as u64, g.inline as u64, g.converted as u64];
+        table.add_row(std::iter::once(g.file.clone()).chain(numbers.map(|n| n.to_string())));
+    }
+    let bytes = [(report.written, "written"), (report.linked, "linked"), (report.copied, "copied")];
+    let bytes: Vec<_> =
+        bytes.iter().filter(|(n, _)| *n > 0).map(|(n, how)| format!("{} {how}", HumanBytes(*n))).collect();
+    format!("{table}\n{}: {}\n", report.output.display(), bytes.join(", "))
+}

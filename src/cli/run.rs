@@ -1,0 +1,160 @@
+//! `cogvx run`.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::bail;
+use clap::{Args as ClapArgs, ValueEnum};
+use ndarray::ArrayD;
+
+use super::progress::Progress;
+use super::{Answer, open};
+use crate::pipeline::{Observer, Pipeline, Request, Stage};
+use crate::scheduler::Kind;
+use crate::video::{Format, FrameSink, open_sink, to_rgb8};
+
+/// Frames a second of a video file; what CogVideoX was trained on.
+const FPS: f64 = 8.0;
+
+/// Make a video of a prompt
+///
+/// Sizes and scheduler default to the checkpoint's. The same seed gives the noise, and so the video, that diffusers makes
+/// on CPU with `torch.Generator().manual_seed(SEED)`.
+#[derive(ClapArgs)]
+pub(super) struct Args {
+    /// The bundle, or a checkpoint to be exported for the occasion
+    bundle: PathBuf,
+    /// What is to be seen
+    #[arg(short, long)]
+    prompt: String,
+    /// What is not
+    #[arg(long, default_value = "", hide_default_value = true)]
+    negative_prompt: String,
+    /// Seed of the noise
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Denoising steps
+    #[arg(long, default_value_t = 50)]
+    steps: usize,
+    /// Guidance scale; up to 1 means none, which halves the work
+    #[arg(long, default_value_t = 6.0)]
+    guidance: f64,
+    /// Let the guidance change over the steps, as 5B's examples do
+    #[arg(long)]
+    dynamic_cfg: bool,
+    /// Frames: 4N + 1 [default: the checkpoint's]
+    #[arg(long)]
+    frames: Option<usize>,
+    /// Rows of pixels [default: the checkpoint's]
+    #[arg(long)]
+    height: Option<usize>,
+    /// Columns of pixels [default: the checkpoint's]
+    #[arg(long)]
+    width: Option<usize>,
+    /// The sampler [default: the checkpoint's]
+    #[arg(long)]
+    scheduler: Option<Sampler>,
+    /// Frames a second
+    #[arg(long, default_value_t = FPS)]
+    fps: f64,
+    /// Threads of ONNX Runtime [default: one a core]
+    #[arg(long, default_value_t = 0, hide_default_value = true)]
+    threads: usize,
+    /// The video: .mp4 (H.264), .gif, .png (contact sheet), .npy (uint8 [frames, height, width, 3]), or a folder for PNG frames
+    #[arg(short, long)]
+    output: PathBuf,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Sampler {
+    Ddim,
+    Dpm,
+}
+
+pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
+    Format::of(&args.output)?;
+    let opened = open(&args.bundle, args.threads)?;
+    let request = request(args, &opened.pipeline)?;
+    let sink = open_sink(&args.output, request.width, request.height, args.fps, request.frames)?;
+    let mut watcher = Watcher { sink, progress: None, written: 0, since: Instant::now(), steps: request.steps };
+    opened.pipeline.generate(&request, &mut watcher)?;
+    watcher.clear();
+    watcher.sink.finish()?;
+    println!("{}: {} frames of {}x{}", args.output.display(), watcher.written, request.width, request.height);
+    Ok(Answer::Done)
+}
+
+fn request(args: &Args, pipeline: &Pipeline) -> anyhow::Result<Request> {
+    let mut request = pipeline.request(&args.prompt)?;
+    request.negative_prompt.clone_from(&args.negative_prompt);
+    request.seed = args.seed;
+    request.steps = args.steps;
+    request.guidance = args.guidance;
+    request.dynamic_cfg = args.dynamic_cfg;
+    request.frames = args.frames.unwrap_or(request.frames);
+    request.height = args.height.unwrap_or(request.height);
+    request.width = args.width.unwrap_or(request.width);
+    request.scheduler = match args.scheduler {
+        Some(Sampler::Ddim) => Kind::Ddim,
+        Some(Sampler::Dpm) => Kind::Dpm,
+        None => request.scheduler,
+    };
+    let ratio = pipeline.vae.temporal_compression_ratio;
+    if request.frames == 0 || !(request.frames - 1).is_multiple_of(ratio) {
+        let below = request.frames.saturating_sub(1) / ratio * ratio + 1;
+        bail!("`--frames`: expected {ratio}N + 1, such as {below} or {}, found {}", below + ratio, request.frames);
+    }
+    Ok(request)
+}
+
+/// Shows progress and hands frames on.
+struct Watcher {
+    sink: Box<dyn FrameSink>,
+    progress: Option<Progress>,
+    written: usize,
+    since: Instant,
+    steps: usize,
+}
+
+impl Watcher {
+    fn clear(&mut self) {
+        if let Some(progress) = self.progress.take() {
+            progress.clear();
+        }
+    }
+}
+
+impl Observer for Watcher {
+    fn stage(&mut self, stage: Stage) {
+        self.clear();
+        self.since = Instant::now();
+        self.progress = match stage {
+            Stage::Denoise => Some(Progress::steps("denoising", self.steps)),
+            // Encoding takes one call; decoding knows its frames when the first ones come.
+            Stage::Text | Stage::Decode => None,
+        };
+    }
+
+    fn step(&mut self, step: usize, steps: usize, _: &ArrayD<f32>) {
+        let since = self.since;
+        if let Some(progress) = &self.progress {
+            progress.step(step, || {
+                let spent = since.elapsed();
+                let left = spent / u32::try_from(step).unwrap_or(1) * u32::try_from(steps - step).unwrap_or(0);
+                format!("step {step}/{steps}, {:.1} s left", left.as_secs_f64())
+            });
+        }
+    }
+
+    fn frames(&mut self, frames: ArrayD<f32>, total: usize) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let progress = self.progress.get_or_insert_with(|| Progress::steps("decoding", total));
+        let size = frames.len() / frames.shape()[0];
+        for frame in to_rgb8(frames.as_slice().unwrap_or_default()).chunks_exact(size) {
+            self.sink.write(frame)?;
+            self.written += 1;
+        }
+        let written = self.written;
+        progress.step(written, || format!("frame {written}/{total}"));
+        Ok(())
+    }
+}

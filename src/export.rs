@@ -1,0 +1,320 @@
+//! A checkpoint becomes a bundle: graphs built, weights linked, everything in place at once.
+
+mod options;
+mod storage;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use cogvx_graphs::config::{ConfigError, DitConfig, PipelineClass, PipelineIndex, T5Config, VaeConfig};
+use cogvx_graphs::model::{dit, t5, vae};
+use cogvx_graphs::pass::{self, Lower, Precision};
+use cogvx_graphs::weights::WeightsError;
+use cogvx_graphs::{BuildError, DType, Dim, Graph, Problem, VideoDims, Weights, onnx};
+
+use crate::bundle::{self, BundleError, BundleWriter, Manifest, Origin};
+use crate::scheduler::{SchedulerConfig, SchedulerError};
+use crate::tokenizer::{Tokenizer, TokenizerError};
+
+pub use options::{Component, ExportOptions, VideoShape};
+use storage::Storage;
+
+/// Why a checkpoint was not exported.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+#[allow(missing_docs)]
+pub enum ExportError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    #[error(transparent)]
+    Scheduler(#[from] SchedulerError),
+    /// A model of the family that cogvx cannot export yet.
+    #[error("`{}`: {feature} is not supported yet", file.display())]
+    Unsupported { file: PathBuf, feature: &'static str },
+    /// Parts that do not belong together.
+    #[error("`{}`: expected `{field}` of {expected} as in {with}, found {found}", file.display())]
+    Mismatch { file: PathBuf, field: &'static str, expected: usize, with: &'static str, found: usize },
+    /// Sizes the model cannot have.
+    #[error("`--shapes`: expected {axis} of {expected}, found {found}")]
+    Shape { axis: &'static str, expected: String, found: usize },
+    /// A defect of cogvx: a pass made a graph that does not fit together.
+    #[error("cannot lower `{graph}`: {problem}")]
+    Lower { graph: String, problem: Problem },
+    #[error("`{}`: {source}", path.display())]
+    Io { path: PathBuf, source: std::io::Error },
+}
+
+/// What an export did.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Report {
+    /// Where the bundle is.
+    pub output: PathBuf,
+    /// Each graph.
+    pub graphs: Vec<GraphReport>,
+    /// Bytes written by cogvx: graphs and converted weights.
+    pub written: u64,
+    /// Bytes that are hard links into the checkpoint.
+    pub linked: u64,
+    /// Bytes copied from the checkpoint.
+    pub copied: u64,
+}
+
+/// What became of one graph.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct GraphReport {
+    /// Path in the bundle.
+    pub file: String,
+    /// Nodes.
+    pub nodes: usize,
+    /// Weights read from files beside the graph.
+    pub external: usize,
+    /// Weights in the graph file itself.
+    pub inline: usize,
+    /// Weights stored in another precision than the checkpoint's.
+    pub converted: usize,
+    /// Opset of ONNX's own operators.
+    pub opset: i64,
+}
+
+/// The configurations of a checkpoint, found to fit together.
+struct Configs {
+    index: PipelineIndex,
+    text: T5Config,
+    dit: DitConfig,
+    vae: VaeConfig,
+}
+
+/// Export `checkpoint`, a diffusers-layout directory, to the bundle `output`.
+///
+/// `started` is told the path of each graph before it is built.
+///
+/// # Errors
+/// What is wrong with the checkpoint, the options or the place for the bundle; nothing is left at `output` then.
+pub fn export(
+    checkpoint: &Path,
+    output: &Path,
+    options: &ExportOptions,
+    mut started: impl FnMut(&str),
+) -> Result<Report, ExportError> {
+    let configs = read_configs(checkpoint)?;
+    let sizes = Sizes::new(&configs, options)?;
+    let writer = BundleWriter::create(output, Some(checkpoint), options.overwrite)?;
+    let mut bundle = Exporter { options, writer: &writer, graphs: vec![], components: BTreeMap::new(), exact: true };
+
+    for component in &options.components {
+        let folder = checkpoint.join(component.checkpoint_folder());
+        let weights = Weights::open(&folder, component.stem())?;
+        let mut graphs: Vec<(&str, Graph)> = vec![];
+        for (name, part) in component.graphs() {
+            started(&format!("{}/{name}", component.name()));
+            let graph = match component {
+                Component::TextEncoder => t5::build(&configs.text, &weights, &sizes.tokens)?,
+                Component::Transformer => dit::build(&configs.dit, &weights, &sizes.latents, &sizes.tokens)?,
+                Component::Vae => vae::decoder(&configs.vae, &weights, sizes.of(*part), *part)?,
+            };
+            graphs.push((name, graph));
+        }
+        bundle.add(*component, &weights, &graphs)?;
+    }
+    copy_folder(&writer, checkpoint, "tokenizer")?;
+    copy_folder(&writer, checkpoint, "scheduler")?;
+
+    let Exporter { graphs, components, exact, .. } = bundle;
+    let manifest = manifest(checkpoint, &configs, options, components, exact)?;
+    let output = writer.finish(manifest)?;
+    let files = Manifest::read(&output)?.files;
+    let bytes = |origin| files.iter().filter(|f| f.origin == origin).map(|f| f.bytes).sum();
+    Ok(Report {
+        written: bytes(Origin::Written),
+        linked: bytes(Origin::Linked),
+        copied: bytes(Origin::Copied),
+        output,
+        graphs,
+    })
+}
+
+/// Read and check everything but the weights.
+fn read_configs(checkpoint: &Path) -> Result<Configs, ExportError> {
+    let index_file = checkpoint.join("model_index.json");
+    let index = PipelineIndex::from_json(&index_file)?;
+    let [text_file, dit_file, vae_file] =
+        ["text_encoder", "transformer", "vae"].map(|component| checkpoint.join(component).join("config.json"));
+    let configs = Configs {
+        text: T5Config::from_json(&text_file)?,
+        dit: DitConfig::from_json(&dit_file)?,
+        vae: VaeConfig::from_json(&vae_file)?,
+        index,
+    };
+    Tokenizer::open(&checkpoint.join("tokenizer"))?;
+    SchedulerConfig::open(&checkpoint.join("scheduler/scheduler_config.json"))?;
+
+    let unsupported = |file: &Path, feature| Err(ExportError::Unsupported { file: file.into(), feature });
+    match () {
+        () if configs.index.class != PipelineClass::Text => unsupported(&index_file, "image and video conditioning"),
+        () if configs.dit.use_rotary_positional_embeddings => unsupported(&dit_file, "rotary positions (5B, 1.5)"),
+        () if configs.dit.use_learned_positional_embeddings => unsupported(&dit_file, "learned positions (5B-I2V)"),
+        () if configs.dit.patch_size_t.is_some() => unsupported(&dit_file, "patches in time (1.5)"),
+        () if configs.dit.ofs_embed_dim.is_some() => unsupported(&dit_file, "the `ofs` embedding (1.5-I2V)"),
+        () => Ok(()),
+    }?;
+    let fits = |field, expected, with, found| {
+        let file = dit_file.clone();
+        if expected == found { Ok(()) } else { Err(ExportError::Mismatch { file, field, expected, with, found }) }
+    };
+    fits("text_embed_dim", configs.text.d_model, "the text encoder's `d_model`", configs.dit.text_embed_dim)?;
+    fits("in_channels", configs.vae.latent_channels, "the VAE's `latent_channels`", configs.dit.in_channels)?;
+    fits("out_channels", configs.vae.latent_channels, "the VAE's `latent_channels`", configs.dit.out_channels)?;
+    fits(
+        "temporal_compression_ratio",
+        configs.vae.temporal_compression_ratio,
+        "the VAE",
+        configs.dit.temporal_compression_ratio,
+    )?;
+    Ok(configs)
+}
+
+/// Sizes of the graphs, fixed or left open.
+struct Sizes {
+    tokens: Dim,
+    latents: VideoDims,
+    first: VideoDims,
+    next: VideoDims,
+}
+
+impl Sizes {
+    fn new(configs: &Configs, options: &ExportOptions) -> Result<Self, ExportError> {
+        let Some(shape) = options.shapes else {
+            let dynamic = VideoDims::dynamic();
+            let next = VideoDims { frames: Dim::Fixed(2), ..dynamic.clone() };
+            return Ok(Self { tokens: Dim::named("tokens"), latents: dynamic.clone(), first: dynamic, next });
+        };
+        let [frames, height, width] = shape.latents(&configs.vae, configs.dit.patch_size)?;
+        let fixed = |frames| VideoDims::fixed(frames, height, width);
+        let first = if frames == 1 { 1 } else { 2 + frames % 2 };
+        let tokens = Dim::Fixed(configs.dit.max_text_seq_length);
+        Ok(Self { tokens, latents: fixed(frames), first: fixed(first), next: fixed(2) })
+    }
+
+    fn of(&self, part: vae::Part) -> &VideoDims {
+        match part {
+            vae::Part::First => &self.first,
+            vae::Part::Next => &self.next,
+        }
+    }
+}
+
+/// The bundle being filled.
+struct Exporter<'a> {
+    options: &'a ExportOptions,
+    writer: &'a BundleWriter,
+    graphs: Vec<GraphReport>,
+    components: BTreeMap<String, bundle::Component>,
+    /// Whether the numbers are the checkpoint's own, computed in `float32`.
+    exact: bool,
+}
+
+impl Exporter<'_> {
+    /// Choose precision and target of a component's graphs, then write them and the weights they share.
+    fn add(&mut self, component: Component, weights: &Weights, graphs: &[(&str, Graph)]) -> Result<(), ExportError> {
+        let compute = self.options.compute(weights);
+        let mut lowered = vec![];
+        for (name, graph) in graphs {
+            let failed = |mut problems: Vec<Problem>| ExportError::Lower {
+                graph: format!("{}/{name}", component.name()),
+                problem: problems.swap_remove(0),
+            };
+            let graph = pass::run(&mut Precision::new(compute, self.options.precision), graph).map_err(failed)?;
+            lowered.push((*name, pass::run(&mut Lower::new(self.options.target), &graph).map_err(failed)?));
+        }
+        let mut storage = Storage::plan(weights, lowered.iter().map(|(_, graph)| graph));
+        let mut files = vec![];
+        for (name, graph) in &lowered {
+            let [external, inline, converted] = storage.counts(graph);
+            self.exact &= compute == DType::F32 && converted == 0;
+            let model = onnx::serialize(graph, component.name(), |weight| storage.place(weight))?;
+            let file = format!("{}/{name}", component.name());
+            self.writer.add_bytes(&file, &model.bytes)?;
+            let (nodes, opset) = (graph.nodes().len(), model.opset);
+            self.graphs.push(GraphReport { file: file.clone(), nodes, external, inline, converted, opset });
+            files.push(bundle::Graph { file, opset, inputs: ports(&model.inputs), outputs: ports(&model.outputs) });
+        }
+        let weights = storage.write(self.writer, component.name(), self.options.weights)?;
+        self.components.insert(component.name().into(), bundle::Component { graphs: files, weights });
+        Ok(())
+    }
+}
+
+fn ports(values: &[(String, cogvx_graphs::op::Type)]) -> Vec<bundle::Port> {
+    let dim = |dim: &Dim| match dim {
+        Dim::Fixed(n) => bundle::Dim::Fixed(*n as u64),
+        Dim::Symbol(_) => bundle::Dim::Symbol(dim.to_string()),
+    };
+    let port = |(name, r#type): &(String, cogvx_graphs::op::Type)| bundle::Port {
+        name: name.clone(),
+        dtype: r#type.dtype,
+        shape: r#type.shape.iter().map(dim).collect(),
+    };
+    values.iter().map(port).collect()
+}
+
+/// Copy the plain files of a small folder.
+fn copy_folder(writer: &BundleWriter, checkpoint: &Path, name: &str) -> Result<(), ExportError> {
+    let folder = checkpoint.join(name);
+    let io = |source| ExportError::Io { path: folder.clone(), source };
+    for entry in fs::read_dir(&folder).map_err(io)? {
+        let path = entry.map_err(io)?.path();
+        let file = path.file_name().and_then(|f| f.to_str());
+        if let Some(file) = file.filter(|f| path.is_file() && !f.starts_with('.')) {
+            writer.add_file_copy(&format!("{name}/{file}"), &path)?;
+        }
+    }
+    Ok(())
+}
+
+fn manifest(
+    checkpoint: &Path,
+    configs: &Configs,
+    options: &ExportOptions,
+    components: BTreeMap<String, bundle::Component>,
+    exact: bool,
+) -> Result<Manifest, ExportError> {
+    let json = |file: &str| -> Result<serde_json::Value, ExportError> {
+        let path = checkpoint.join(file);
+        let text = fs::read_to_string(&path).map_err(|source| ExportError::Io { path: path.clone(), source })?;
+        // Read before, as a configuration: it is JSON.
+        Ok(serde_json::from_str(&text).unwrap_or_default())
+    };
+    let config = [
+        ("text_encoder", "text_encoder/config.json"),
+        ("transformer", "transformer/config.json"),
+        ("vae", "vae/config.json"),
+        ("scheduler", "scheduler/scheduler_config.json"),
+    ];
+    let config = config.into_iter().map(|(name, file)| Ok((name.to_string(), json(file)?)));
+    let name = checkpoint.canonicalize().ok().and_then(|p| p.file_name()?.to_str().map(String::from));
+    let shapes = options.shapes.map_or_else(bundle::Shapes::default, |s| {
+        let small = |n: usize| u32::try_from(n).ok();
+        bundle::Shapes { frames: small(s.frames), height: small(s.height), width: small(s.width) }
+    });
+    Ok(Manifest {
+        format_version: bundle::VERSION,
+        cogvx: env!("CARGO_PKG_VERSION").into(),
+        source: bundle::Source { name: name.unwrap_or_default(), class_name: configs.index.class.to_string() },
+        precision: options.precision.map_or("checkpoint".into(), |p| options::precision_name(p).into()),
+        exact,
+        target: options::target_name(options.target).into(),
+        shapes,
+        components,
+        config: config.collect::<Result<_, ExportError>>()?,
+        files: vec![],
+    })
+}

@@ -1,0 +1,143 @@
+//! What can be chosen about an export.
+
+use cogvx_graphs::config::VaeConfig;
+use cogvx_graphs::model::vae::Part;
+use cogvx_graphs::pass::Target;
+use cogvx_graphs::{DType, Weights};
+
+use super::ExportError;
+use crate::bundle::WeightsMode;
+
+/// The choices of an export.
+#[derive(Debug, Clone)]
+pub struct ExportOptions {
+    /// Weights are stored in at most this precision, and GPUs compute in it; the checkpoint's own if absent.
+    pub precision: Option<DType>,
+    /// The runtime the graphs are written for.
+    pub target: Target,
+    /// Whether weights are linked or copied.
+    pub weights: WeightsMode,
+    /// Sizes to fix the graphs to.
+    pub shapes: Option<VideoShape>,
+    /// What to export.
+    pub components: Vec<Component>,
+    /// Whether a bundle already there is replaced.
+    pub overwrite: bool,
+}
+
+impl Default for ExportOptions {
+    fn default() -> Self {
+        Self {
+            precision: None,
+            target: Target::Cpu,
+            weights: WeightsMode::Auto,
+            shapes: None,
+            components: Component::ALL.to_vec(),
+            overwrite: false,
+        }
+    }
+}
+
+impl ExportOptions {
+    /// The arithmetic of a component. ONNX Runtime's CPU kernels are `float32`: 16 bits are a way to store weights there.
+    pub(super) fn compute(&self, weights: &Weights) -> DType {
+        if self.target == Target::Cpu {
+            return DType::F32;
+        }
+        let bytes_of = |dtype| weights.iter().filter(|t| t.dtype == dtype).map(|t| t.len).sum::<u64>();
+        let own = [DType::F32, DType::F16, DType::BF16].into_iter().max_by_key(|&dtype| bytes_of(dtype));
+        self.precision.or(own).unwrap_or(DType::F32)
+    }
+}
+
+/// The name of a precision on the command line and in manifests.
+pub(super) fn precision_name(dtype: DType) -> &'static str {
+    match dtype {
+        DType::F16 => "fp16",
+        DType::BF16 => "bf16",
+        _ => "fp32",
+    }
+}
+
+/// The name of a target on the command line and in manifests.
+pub(super) fn target_name(target: Target) -> &'static str {
+    match target {
+        Target::Cpu => "cpu",
+        Target::Cuda => "cuda",
+        Target::TensorRt => "tensorrt",
+    }
+}
+
+/// A part of the pipeline that becomes graphs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Component {
+    /// The T5 encoder.
+    TextEncoder,
+    /// The diffusion transformer.
+    Transformer,
+    /// The VAE; its decoder.
+    Vae,
+}
+
+impl Component {
+    /// All of them, in the order they run.
+    pub const ALL: [Self; 3] = [Self::TextEncoder, Self::Transformer, Self::Vae];
+
+    /// Folder in the bundle.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::TextEncoder => "text_encoder",
+            Self::Transformer => "transformer",
+            Self::Vae => "vae_decoder",
+        }
+    }
+
+    /// Folder in the checkpoint.
+    #[must_use]
+    pub fn checkpoint_folder(self) -> &'static str {
+        if self == Self::Vae { "vae" } else { self.name() }
+    }
+
+    /// Weight files are called so: transformers' name or diffusers'.
+    pub(super) fn stem(self) -> &'static str {
+        if self == Self::TextEncoder { "model" } else { "diffusion_pytorch_model" }
+    }
+
+    /// File names of the graphs, and which part of the video each decodes.
+    pub(super) fn graphs(self) -> &'static [(&'static str, Part)] {
+        match self {
+            Self::Vae => &[("first.onnx", Part::First), ("next.onnx", Part::Next)],
+            _ => &[("model.onnx", Part::First)],
+        }
+    }
+}
+
+/// Frames, height and width of a video in pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VideoShape {
+    /// Frames.
+    pub frames: usize,
+    /// Rows.
+    pub height: usize,
+    /// Columns.
+    pub width: usize,
+}
+
+impl VideoShape {
+    /// Latent frames, rows and columns.
+    pub(super) fn latents(self, vae: &VaeConfig, patch: usize) -> Result<[usize; 3], ExportError> {
+        let (time, space) = (vae.temporal_compression_ratio, vae.spatial_compression_ratio());
+        let wrong = |axis, expected, found| Err(ExportError::Shape { axis, expected, found });
+        if self.frames == 0 || !(self.frames - 1).is_multiple_of(time) || self.frames > 65_536 {
+            return wrong("frames", format!("{time}N + 1, at most 65536"), self.frames);
+        }
+        let unit = space * patch;
+        for (axis, found) in [("height", self.height), ("width", self.width)] {
+            if found == 0 || !found.is_multiple_of(unit) || found > 65_536 {
+                return wrong(axis, format!("a multiple of {unit}, at most 65536"), found);
+            }
+        }
+        Ok([(self.frames - 1) / time + 1, self.height / space, self.width / space])
+    }
+}

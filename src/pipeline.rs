@@ -1,0 +1,258 @@
+//! The sampling loop: a prompt becomes latents, latents become frames (diffusers `pipelines/cogvideo/pipeline_cogvideox.py`).
+//!
+//! Each stage loads its graphs, runs and frees them before the next one starts: the peak is the largest stage.
+
+mod decoder;
+mod request;
+mod transformer;
+
+use std::path::{Path, PathBuf};
+
+use cogvx_graphs::config::{ConfigError, DitConfig, T5Config, VaeConfig};
+use ndarray::{Array2, ArrayD, Axis, IxDyn, concatenate};
+
+use crate::bundle::{Bundle, MANIFEST};
+use crate::positions::PositionsError;
+use crate::rng::TorchGenerator;
+use crate::runtime::{Device, Input, Runtime, RuntimeError, Session};
+use crate::scheduler::{Sampler, SchedulerConfig, SchedulerError, guidance_scale, guide};
+use crate::tokenizer::{Tokenizer, TokenizerError};
+
+pub use decoder::Decoder;
+pub use request::Request;
+pub use transformer::Transformer;
+
+/// Why a bundle did not become a video.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+#[allow(missing_docs)]
+pub enum PipelineError {
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Scheduler(#[from] SchedulerError),
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    #[error(transparent)]
+    Positions(#[from] PositionsError),
+    #[error("`{}`: expected the component `{component}`, found none: export it too", bundle.display())]
+    NoComponent { bundle: PathBuf, component: &'static str },
+    /// A request the model cannot fulfil.
+    #[error("`--{field}`: expected {expected}, found {found}")]
+    Request { field: &'static str, expected: String, found: String },
+    /// Numbers of the wrong shape.
+    #[error("`{name}`: expected {expected}, found {found:?}")]
+    Shape { name: String, expected: String, found: Vec<usize> },
+    /// The model's numbers are no numbers.
+    #[error("`{stage}` gave NaN or infinity: the precision of the bundle is too low for this model")]
+    NotFinite { stage: &'static str },
+    /// Whoever takes the frames failed.
+    #[error(transparent)]
+    Sink(Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// A part of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// The prompt is tokenized and encoded.
+    Text,
+    /// The transformer removes noise.
+    Denoise,
+    /// The VAE makes frames.
+    Decode,
+}
+
+/// Looks on while a video is made, and takes its frames.
+pub trait Observer {
+    /// A stage begins.
+    fn stage(&mut self, _stage: Stage) {}
+
+    /// The noise the run starts from, `[1, frames, channels, height, width]`.
+    fn noise(&mut self, _noise: &ArrayD<f32>) {}
+
+    /// Step `step` of `steps` is done; `latents` as [`Observer::noise`].
+    fn step(&mut self, _step: usize, _steps: usize, _latents: &ArrayD<f32>) {}
+
+    /// The next frames are ready: `[frames, height, width, 3]` in 0..1, of `total` in all.
+    ///
+    /// # Errors
+    /// Whatever went wrong with them; ends the run.
+    fn frames(&mut self, frames: ArrayD<f32>, total: usize) -> Result<(), Box<dyn std::error::Error + Send + Sync>>;
+}
+
+/// A bundle ready to run.
+pub struct Pipeline {
+    bundle: Bundle,
+    runtime: Runtime,
+    tokenizer: Tokenizer,
+    /// The transformer's configuration.
+    pub dit: DitConfig,
+    /// The VAE's configuration.
+    pub vae: VaeConfig,
+    /// The scheduler's configuration.
+    pub scheduler: SchedulerConfig,
+}
+
+/// The device a bundle's target runs on.
+#[must_use]
+pub fn device(target: &str) -> Device {
+    match target {
+        "cuda" => Device::Cuda,
+        "tensorrt" => Device::TensorRt,
+        _ => Device::Cpu,
+    }
+}
+
+impl Pipeline {
+    /// Read what the bundle says of itself; graphs are loaded when they are needed.
+    ///
+    /// # Errors
+    /// A damaged tokenizer, scheduler or configuration.
+    pub fn open(bundle: Bundle, runtime: Runtime) -> Result<Self, PipelineError> {
+        let file = bundle.dir().join(MANIFEST);
+        let config = |name: &str| bundle.manifest().config.get(name).cloned().unwrap_or_default();
+        T5Config::from_value(&file, config("text_encoder"))?;
+        Ok(Self {
+            dit: DitConfig::from_value(&file, config("transformer"))?,
+            vae: VaeConfig::from_value(&file, config("vae"))?,
+            scheduler: SchedulerConfig::open(&bundle.path("scheduler/scheduler_config.json"))?,
+            tokenizer: Tokenizer::open(&bundle.path("tokenizer"))?,
+            bundle,
+            runtime,
+        })
+    }
+
+    /// The bundle.
+    #[must_use]
+    pub fn bundle(&self) -> &Bundle {
+        &self.bundle
+    }
+
+    fn load(&self, component: &'static str, graph: &str) -> Result<Session, PipelineError> {
+        if !self.bundle.manifest().components.contains_key(component) {
+            return Err(PipelineError::NoComponent { bundle: self.bundle.dir().into(), component });
+        }
+        Ok(self.runtime.load(&self.bundle.path(&format!("{component}/{graph}")))?)
+    }
+
+    /// Token ids of texts, `[texts, max_text_seq_length]`.
+    ///
+    /// # Errors
+    /// A text the tokenizer cannot take.
+    pub fn tokenize(&self, texts: &[&str]) -> Result<ArrayD<i64>, PipelineError> {
+        let length = self.dit.max_text_seq_length;
+        let mut ids = Array2::zeros((texts.len(), length));
+        for (mut row, text) in ids.outer_iter_mut().zip(texts) {
+            row.assign(&ndarray::Array1::from(self.tokenizer.encode(text, length)?));
+        }
+        Ok(ids.into_dyn())
+    }
+
+    /// Text embeddings `[texts, tokens, width]` of token ids `[texts, tokens]`.
+    ///
+    /// # Errors
+    /// A failure of the runtime.
+    pub fn encode(&self, ids: &ArrayD<i64>) -> Result<ArrayD<f32>, PipelineError> {
+        let mut session = self.load("text_encoder", "model.onnx")?;
+        Ok(session.run(&[("input_ids", Input::Integer(ids.view()))])?.array("last_hidden_state")?)
+    }
+
+    /// Load the transformer.
+    ///
+    /// # Errors
+    /// No transformer in the bundle, or one the runtime refuses.
+    pub fn transformer(&self) -> Result<Transformer<'_>, PipelineError> {
+        Ok(Transformer::new(self.load("transformer", "model.onnx")?, &self.dit))
+    }
+
+    /// Load the VAE's decoder.
+    ///
+    /// # Errors
+    /// No decoder in the bundle, or one the runtime refuses.
+    pub fn decoder(&self) -> Result<Decoder, PipelineError> {
+        Ok(Decoder::new(self.load("vae_decoder", "first.onnx")?, self.load("vae_decoder", "next.onnx")?))
+    }
+
+    /// Make a video.
+    ///
+    /// # Errors
+    /// A request the model cannot fulfil, a failure of the runtime or the observer, or an interrupt.
+    pub fn generate(&self, request: &Request, observer: &mut dyn Observer) -> Result<(), PipelineError> {
+        let latents = self.check(request)?;
+        let mut sampler = Sampler::new(&self.scheduler, request.scheduler, request.steps)?;
+        observer.stage(Stage::Text);
+        let text = self.encode_prompts(request)?;
+        observer.stage(Stage::Denoise);
+        let latents = self.denoise(request, &mut sampler, &latents, &text, observer)?;
+        observer.stage(Stage::Decode);
+        self.decode(&latents, observer)
+    }
+
+    /// Embeddings of the prompt and, for guidance, before it those of the negative prompt.
+    fn encode_prompts(&self, request: &Request) -> Result<ArrayD<f32>, PipelineError> {
+        let both = [request.negative_prompt.as_str(), request.prompt.as_str()];
+        let texts = if request.is_guided() { &both[..] } else { &both[1..] };
+        let text = self.encode(&self.tokenize(texts)?)?;
+        finite(&text, "text_encoder")?;
+        Ok(text)
+    }
+
+    fn denoise(
+        &self,
+        request: &Request,
+        sampler: &mut Sampler,
+        shape: &[usize],
+        text: &ArrayD<f32>,
+        observer: &mut dyn Observer,
+    ) -> Result<ArrayD<f32>, PipelineError> {
+        let mut transformer = self.transformer()?;
+        let mut generator = TorchGenerator::new(request.seed);
+        let sigma = sampler.init_noise_sigma();
+        let noise = generator.randn(shape.iter().product()).into_iter().map(|x| x * sigma).collect();
+        let mut latents = ArrayD::from_shape_vec(IxDyn(shape), noise).expect("as many numbers as the shape has");
+        observer.noise(&latents);
+        let timesteps = sampler.timesteps().to_vec();
+        for (i, &t) in timesteps.iter().enumerate() {
+            let output = if request.is_guided() {
+                let twice = concatenate![Axis(0), latents, latents];
+                let output = transformer.predict(&twice, text, t)?;
+                let (uncond, text) = output.as_slice().unwrap_or_default().split_at(latents.len());
+                guide(uncond, text, guidance_scale(t, request.guidance, request.dynamic_cfg, request.steps))
+            } else {
+                transformer.predict(&latents, text, t)?.into_raw_vec_and_offset().0
+            };
+            let sample = latents.as_slice_mut().expect("made in standard order");
+            sampler.step(i, &output, sample, &mut generator)?;
+            finite(&latents, "transformer")?;
+            observer.step(i + 1, timesteps.len(), &latents);
+        }
+        Ok(latents)
+    }
+
+    /// Frames of latents `[1, frames, channels, height, width]`, handed on as they come.
+    fn decode(&self, latents: &ArrayD<f32>, observer: &mut dyn Observer) -> Result<(), PipelineError> {
+        #[allow(clippy::cast_possible_truncation)] // Latents are `f32`.
+        let factor = self.vae.scaling_factor as f32;
+        let scaled = latents.view().permuted_axes(IxDyn(&[0, 2, 1, 3, 4])).mapv(|x| x / factor);
+        let total = decoder::frames(scaled.shape()[2], self.vae.temporal_compression_ratio);
+        self.decoder()?.decode(&scaled, |chunk| {
+            finite(&chunk, "vae_decoder")?;
+            // [1, 3, frames, height, width] in -1..1 to [frames, height, width, 3] in 0..1
+            let frames = chunk.index_axis_move(Axis(0), 0).permuted_axes(IxDyn(&[1, 2, 3, 0]));
+            let frames = frames.mapv(|x| (x * 0.5 + 0.5).clamp(0.0, 1.0));
+            observer.frames(frames.as_standard_layout().into_owned(), total).map_err(PipelineError::Sink)
+        })
+    }
+}
+
+fn finite(values: &ArrayD<f32>, stage: &'static str) -> Result<(), PipelineError> {
+    if values.iter().all(|x| x.is_finite()) { Ok(()) } else { Err(PipelineError::NotFinite { stage }) }
+}
+
+/// Whether `folder` holds a bundle rather than a checkpoint.
+#[must_use]
+pub fn is_bundle(folder: &Path) -> bool {
+    folder.join(MANIFEST).exists()
+}

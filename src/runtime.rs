@@ -1,0 +1,224 @@
+//! ONNX Runtime: the library, sessions, runs. Nothing else in cogvx knows `ort`.
+
+mod library;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use ndarray::{ArrayD, ArrayViewD};
+use ort::environment::Environment;
+use ort::ep::{CPU, CUDA, TensorRT};
+use ort::session::builder::GraphOptimizationLevel;
+use ort::session::{NoSelectedOutputs, RunOptions, SessionInputValue};
+use ort::value::{DynValue, TensorRef};
+
+pub use library::{LibraryError, VERSION};
+
+/// Optimizers that would hold a second, `float32` copy of 16-bit weights.
+const COPYING_OPTIMIZERS: &str = "ConstantFolding;FuseFp16InitializerToFp32NodeTransformer";
+
+/// Why a graph was not loaded or run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+#[allow(missing_docs)]
+pub enum RuntimeError {
+    #[error(transparent)]
+    Library(#[from] LibraryError),
+    #[error("cannot start ONNX Runtime from `{}`: {message}", path.display())]
+    Start { path: PathBuf, message: String },
+    #[error("cannot load `{}`: {message}", path.display())]
+    Load { path: PathBuf, message: String },
+    #[error("cannot run `{}`: {message}", path.display())]
+    Run { path: PathBuf, message: String },
+    #[error("`{}`: expected an output `{name}`, found none", path.display())]
+    NoOutput { path: PathBuf, name: String },
+    /// Stopped by [`Interrupt::stop`].
+    #[error("interrupted")]
+    Interrupted,
+}
+
+/// Where graphs run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Device {
+    /// The processor.
+    #[default]
+    Cpu,
+    /// A CUDA device.
+    Cuda,
+    /// A CUDA device, through `TensorRT`.
+    TensorRt,
+}
+
+/// ONNX Runtime, started.
+pub struct Runtime {
+    environment: Environment,
+    device: Device,
+    threads: usize,
+    interrupt: Interrupt,
+}
+
+/// Stops a runtime from another thread.
+#[derive(Clone)]
+pub struct Interrupt(Arc<RunOptions<NoSelectedOutputs>>, Arc<std::sync::atomic::AtomicBool>);
+
+impl Interrupt {
+    /// End the run under way and refuse the next ones.
+    pub fn stop(&self) {
+        self.1.store(true, std::sync::atomic::Ordering::SeqCst);
+        // A run that ends by itself is as good.
+        let _ = self.0.terminate();
+    }
+
+    /// Whether [`Interrupt::stop`] was called.
+    #[must_use]
+    pub fn stopped(&self) -> bool {
+        self.1.load(std::sync::atomic::Ordering::SeqCst)
+    }
+}
+
+impl Runtime {
+    /// Start ONNX Runtime for `device` with `threads` threads (0: one a core).
+    ///
+    /// The library is looked for, and installed where it is not found, as [`library`] says.
+    ///
+    /// # Errors
+    /// No library, or one that does not start.
+    pub fn start(device: Device, threads: usize) -> Result<Self, RuntimeError> {
+        let path = library::find_or_install()?;
+        let start = || -> Result<_, String> {
+            let builder = ort::init_from(&path).map_err(|e| e.to_string())?;
+            let environment = builder.with_name("cogvx").with_telemetry(false).build().map_err(|e| e.to_string())?;
+            Ok((environment, RunOptions::new().map_err(|e| e.to_string())?))
+        };
+        let (environment, options) = start().map_err(|message| RuntimeError::Start { path: path.clone(), message })?;
+        Ok(Self { environment, device, threads, interrupt: Interrupt(Arc::new(options), Arc::default()) })
+    }
+
+    /// A handle that stops this runtime's runs.
+    #[must_use]
+    pub fn interrupt(&self) -> Interrupt {
+        self.interrupt.clone()
+    }
+
+    /// Load a graph.
+    ///
+    /// Graphs are written in the form their target runs fast, so nothing is optimized here; weights stay where they are
+    /// mapped.
+    ///
+    /// # Errors
+    /// A graph ONNX Runtime refuses.
+    pub fn load(&self, path: &Path) -> Result<Session, RuntimeError> {
+        let inner = self.session(path).map_err(|e| RuntimeError::Load { path: path.into(), message: e.to_string() })?;
+        Ok(Session { inner, path: path.into(), interrupt: self.interrupt.clone() })
+    }
+
+    fn session(&self, path: &Path) -> ort::Result<ort::session::Session> {
+        let providers = match self.device {
+            Device::Cpu => vec![],
+            Device::Cuda => vec![CUDA::default().build().error_on_failure()],
+            Device::TensorRt => {
+                vec![TensorRT::default().build().error_on_failure(), CUDA::default().build().error_on_failure()]
+            }
+        };
+        let cpu = CPU::default().with_arena_allocator(false).build();
+        let mut builder = ort::session::Session::builder(&self.environment)?
+            .with_optimization_level(GraphOptimizationLevel::Disable)?
+            .with_prepacking(self.device != Device::Cpu)?
+            .with_disabled_optimizers(COPYING_OPTIMIZERS)?
+            .with_execution_providers(providers.into_iter().chain([cpu]).collect::<Vec<_>>())?;
+        if self.threads > 0 {
+            builder = builder.with_intra_threads(self.threads)?;
+        }
+        builder.commit_from_file(path)
+    }
+}
+
+/// What a graph is fed with.
+pub enum Input<'a> {
+    /// Numbers.
+    Float(ArrayViewD<'a, f32>),
+    /// Whole numbers.
+    Integer(ArrayViewD<'a, i64>),
+    /// An output of a run before, as it was.
+    State(&'a State),
+}
+
+/// An output that only another run looks into.
+pub struct State(DynValue);
+
+/// A loaded graph.
+pub struct Session {
+    inner: ort::session::Session,
+    path: PathBuf,
+    interrupt: Interrupt,
+}
+
+impl Session {
+    /// Names of the inputs.
+    pub fn inputs(&self) -> impl Iterator<Item = &str> {
+        self.inner.inputs().iter().map(ort::value::Outlet::name)
+    }
+
+    /// Run the graph.
+    ///
+    /// # Errors
+    /// Inputs that do not fit, a failure in ONNX Runtime, or an interrupt.
+    pub fn run(&mut self, inputs: &[(&str, Input<'_>)]) -> Result<Outputs, RuntimeError> {
+        if self.interrupt.stopped() {
+            return Err(RuntimeError::Interrupted);
+        }
+        let stopped = self.interrupt.clone();
+        run(&mut self.inner, &self.interrupt.0, inputs)
+            .map(|values| Outputs { values, path: self.path.clone() })
+            .map_err(|e| {
+                if stopped.stopped() {
+                    return RuntimeError::Interrupted;
+                }
+                RuntimeError::Run { path: self.path.clone(), message: e.to_string() }
+            })
+    }
+}
+
+fn run(
+    session: &mut ort::session::Session,
+    options: &RunOptions<NoSelectedOutputs>,
+    inputs: &[(&str, Input<'_>)],
+) -> ort::Result<HashMap<String, DynValue>> {
+    let mut values: Vec<(&str, SessionInputValue<'_>)> = Vec::with_capacity(inputs.len());
+    for (name, input) in inputs {
+        let value = match input {
+            Input::Float(array) => TensorRef::from_array_view(array.view())?.into(),
+            Input::Integer(array) => TensorRef::from_array_view(array.view())?.into(),
+            Input::State(state) => (&state.0).into(),
+        };
+        values.push((*name, value));
+    }
+    let outputs = session.run_with_options(values, options)?;
+    Ok(outputs.into_iter().map(|(name, value)| (name.to_string(), value)).collect())
+}
+
+/// What a graph returned.
+pub struct Outputs {
+    values: HashMap<String, DynValue>,
+    path: PathBuf,
+}
+
+impl Outputs {
+    /// The `f32` output `name`.
+    ///
+    /// # Errors
+    /// No such output, or one of another type.
+    pub fn array(&mut self, name: &str) -> Result<ArrayD<f32>, RuntimeError> {
+        let no_output = || RuntimeError::NoOutput { path: self.path.clone(), name: name.into() };
+        let value = self.values.get(name).ok_or_else(no_output)?;
+        let failed = |e: ort::Error| RuntimeError::Run { path: self.path.clone(), message: e.to_string() };
+        Ok(value.try_extract_array::<f32>().map_err(failed)?.to_owned())
+    }
+
+    /// All outputs but `name`, to be handed to the next run.
+    pub fn into_states(self, name: &str) -> impl Iterator<Item = (String, State)> {
+        let name = name.to_string();
+        self.values.into_iter().filter(move |(n, _)| *n != name).map(|(n, value)| (n, State(value)))
+    }
+}

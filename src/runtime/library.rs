@@ -1,0 +1,111 @@
+//! Where ONNX Runtime's shared library comes from.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// The version cogvx is tested with.
+pub const VERSION: &str = "1.31.1";
+
+/// Names the library to use, whatever its version.
+const OVERRIDE: &str = "ORT_DYLIB_PATH";
+
+/// Why there is no library.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+#[allow(missing_docs)]
+pub enum LibraryError {
+    #[error("`{OVERRIDE}`: expected a file, found nothing at `{}`", .0.display())]
+    Override(PathBuf),
+    #[error("no folder for ONNX Runtime: set `{OVERRIDE}` to its library, or `HOME`")]
+    NoCache,
+    #[error("ONNX Runtime {VERSION} was not found, and pip could not install it: {0}; set `{OVERRIDE}` to its library")]
+    Install(String),
+    #[error("`{}`: {source}", path.display())]
+    Io { path: PathBuf, source: std::io::Error },
+}
+
+/// The library: the one `ORT_DYLIB_PATH` names, or one of [`VERSION`] beside the executable, in cogvx's cache or in Python's
+/// packages; otherwise pip downloads the `onnxruntime` wheel into the cache, which takes no root and changes no environment.
+pub(super) fn find_or_install() -> Result<PathBuf, LibraryError> {
+    if let Some(path) = std::env::var_os(OVERRIDE).map(PathBuf::from) {
+        return if path.is_file() { Ok(path) } else { Err(LibraryError::Override(path)) };
+    }
+    let executable = std::env::current_exe().ok();
+    let beside = executable.as_deref().and_then(Path::parent).map(|folder| folder.join(file_name()));
+    if let Some(path) = beside.filter(|p| p.is_file()) {
+        return Ok(path);
+    }
+    let folder = cache()?.join(format!("onnxruntime-{VERSION}"));
+    let cached = folder.join("onnxruntime/capi").join(file_name());
+    if cached.is_file() {
+        return Ok(cached);
+    }
+    if let Some(path) = in_python() {
+        return Ok(path);
+    }
+    install(&folder)?;
+    if cached.is_file() {
+        Ok(cached)
+    } else {
+        Err(LibraryError::Install(format!("the wheel has no `{}`", file_name())))
+    }
+}
+
+fn file_name() -> String {
+    match std::env::consts::OS {
+        "windows" => "onnxruntime.dll".into(),
+        "macos" => format!("libonnxruntime.{VERSION}.dylib"),
+        _ => format!("libonnxruntime.so.{VERSION}"),
+    }
+}
+
+/// cogvx's folder in the user's cache.
+fn cache() -> Result<PathBuf, LibraryError> {
+    let variable = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let base = variable("XDG_CACHE_HOME").filter(|p| p.is_absolute());
+    let base = base.or_else(|| variable("LOCALAPPDATA")).or_else(|| variable("HOME").map(|home| home.join(".cache")));
+    base.map(|b| b.join("cogvx")).ok_or(LibraryError::NoCache)
+}
+
+fn python() -> Option<Command> {
+    let works = |name: &&'static str| {
+        let mut command = Command::new(name);
+        command.arg("--version").stdout(Stdio::null()).stderr(Stdio::null());
+        command.status().is_ok_and(|s| s.success())
+    };
+    ["python3", "python"].into_iter().find(works).map(Command::new)
+}
+
+/// The library of an `onnxruntime` or `onnxruntime-gpu` that Python has, if it is of the right version.
+fn in_python() -> Option<PathBuf> {
+    let find = "import importlib.util as u; s = u.find_spec('onnxruntime'); print(s.origin if s else '')";
+    let output = python()?.args(["-c", find]).output().ok()?;
+    let origin = PathBuf::from(String::from_utf8(output.stdout).ok()?.trim());
+    Some(origin.parent()?.join("capi").join(file_name())).filter(|p| p.is_file())
+}
+
+/// Install the wheel beside `folder`, then rename it into place.
+fn install(folder: &Path) -> Result<(), LibraryError> {
+    let mut pip = python().ok_or_else(|| LibraryError::Install("there is no `python3`".into()))?;
+    let parent = folder.parent().unwrap_or(folder);
+    let io = |source| LibraryError::Io { path: parent.into(), source };
+    fs::create_dir_all(parent).map_err(io)?;
+    let partial = tempfile::Builder::new().prefix(".onnxruntime-").tempdir_in(parent).map_err(io)?;
+    eprintln!("installing ONNX Runtime {VERSION} with pip into {} (once)", folder.display());
+    let arguments =
+        ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"];
+    pip.args(arguments).arg("--target").arg(partial.path()).arg(format!("onnxruntime=={VERSION}"));
+    let output = pip.output().map_err(|e| LibraryError::Install(e.to_string()))?;
+    if !output.status.success() {
+        let message = String::from_utf8_lossy(&output.stderr);
+        return Err(LibraryError::Install(message.trim().lines().last().unwrap_or("no message").into()));
+    }
+    match fs::rename(partial.path(), folder) {
+        Ok(()) => Ok(()),
+        // Another process was faster.
+        Err(_) if folder.join("onnxruntime/capi").join(OsStr::new(&file_name())).is_file() => Ok(()),
+        Err(source) => Err(io(source)),
+    }
+}
