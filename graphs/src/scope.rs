@@ -59,21 +59,23 @@ impl<'g> Scope<'g> {
     #[must_use]
     pub fn weight_as(&self, name: &str, shape: &[usize], view: &[usize]) -> Value<'g> {
         let key = self.key(name);
-        let mut stored = DType::F32;
-        match self.weights.get(&key) {
-            None => self.graph.problem(Problem::Missing { name: key.clone(), expected: shape.to_vec() }),
-            Some(tensor) => {
-                stored = tensor.dtype;
-                let file = self.weights.files()[tensor.file].name.clone();
-                if tensor.shape != shape {
-                    let (expected, found) = (shape.to_vec(), tensor.shape.clone());
-                    self.graph.problem(Problem::Shape { name: key.clone(), expected, found, file });
-                } else if !stored.is_float() {
-                    self.graph.problem(Problem::NotFloat { name: key.clone(), found: stored, file });
+        let tensor = self.weights.get(&key);
+        // A weight used twice is checked once.
+        if self.used.borrow_mut().insert(key.clone()) {
+            let file = |file: usize| self.weights.files()[file].name.clone();
+            let (name, expected) = (key.clone(), shape.to_vec());
+            match tensor {
+                None => self.graph.problem(Problem::Missing { name, expected }),
+                Some(t) if t.shape != shape => {
+                    self.graph.problem(Problem::Shape { name, expected, found: t.shape.clone(), file: file(t.file) });
                 }
+                Some(t) if !t.dtype.is_float() => {
+                    self.graph.problem(Problem::NotFloat { name, found: t.dtype, file: file(t.file) });
+                }
+                Some(_) => {}
             }
         }
-        self.used.borrow_mut().insert(key.clone());
+        let stored = tensor.map_or(DType::F32, |t| t.dtype);
         self.graph.weight(Weight { name: key, stored, shape: view.to_vec() }, DType::F32)
     }
 

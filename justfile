@@ -1,0 +1,24 @@
+# What people type; `just` lists it.
+
+_default:
+    @just --list
+
+# Everything that must hold before a change lands
+check:
+    scripts/check
+
+# A video from the shapes model
+demo:
+    cargo run -- run examples/shapes-model --prompt "a red circle moving left" --steps 25 --guidance 3 --output red-circle.mp4
+
+# Regenerate fixtures and goldens; needs the Python packages named in the scripts
+fixtures:
+    python tests/fixtures/make.py
+    python tests/fixtures/goldens.py
+    python tests/fixtures/sampling.py
+    python tests/fixtures/tokenizer.py
+
+# Colour, direction and shape scores of 24 videos of the shapes model; needs numpy
+scores folder="target/scores":
+    cargo build --release
+    python scripts/scores.py --cogvx target/release/cogvx --out {{folder}}
