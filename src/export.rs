@@ -108,7 +108,7 @@ pub fn export(
     let configs = read_configs(checkpoint)?;
     let sizes = Sizes::new(&configs, options)?;
     let writer = BundleWriter::create(output, Some(checkpoint), options.overwrite)?;
-    let mut bundle = Exporter { options, writer: &writer, graphs: vec![], components: BTreeMap::new(), exact: true };
+    let mut bundle = Exporter { options, writer: &writer, graphs: vec![], components: BTreeMap::new(), accuracy: DType::F32 };
 
     for component in &options.components {
         let folder = checkpoint.join(component.checkpoint_folder());
@@ -128,8 +128,8 @@ pub fn export(
     copy_folder(&writer, checkpoint, "tokenizer")?;
     copy_folder(&writer, checkpoint, "scheduler")?;
 
-    let Exporter { graphs, components, exact, .. } = bundle;
-    let manifest = manifest(checkpoint, &configs, options, components, exact)?;
+    let Exporter { graphs, components, accuracy, .. } = bundle;
+    let manifest = manifest(checkpoint, &configs, options, components, accuracy)?;
     let output = writer.finish(manifest)?;
     let files = Manifest::read(&output)?.files;
     let bytes = |origin| files.iter().filter(|f| f.origin == origin).map(|f| f.bytes).sum();
@@ -218,8 +218,8 @@ struct Exporter<'a> {
     writer: &'a BundleWriter,
     graphs: Vec<GraphReport>,
     components: BTreeMap<String, bundle::Component>,
-    /// Whether the numbers are the checkpoint's own, computed in `float32`.
-    exact: bool,
+    /// The coarsest precision of arithmetic and of converted weights.
+    accuracy: DType,
 }
 
 impl Exporter<'_> {
@@ -239,7 +239,8 @@ impl Exporter<'_> {
         let mut files = vec![];
         for (name, graph) in &lowered {
             let [external, inline, converted] = storage.counts(graph);
-            self.exact &= compute == DType::F32 && converted == 0;
+            let stored = self.options.precision.filter(|_| converted > 0).unwrap_or(DType::F32);
+            self.accuracy = options::coarsest([self.accuracy, compute, stored]);
             let model = onnx::serialize(graph, component.name(), |weight| storage.place(weight))?;
             let file = format!("{}/{name}", component.name());
             self.writer.add_bytes(&file, &model.bytes)?;
@@ -285,7 +286,7 @@ fn manifest(
     configs: &Configs,
     options: &ExportOptions,
     components: BTreeMap<String, bundle::Component>,
-    exact: bool,
+    accuracy: DType,
 ) -> Result<Manifest, ExportError> {
     let json = |file: &str| -> Result<serde_json::Value, ExportError> {
         let path = checkpoint.join(file);
@@ -310,7 +311,7 @@ fn manifest(
         cogvx: env!("CARGO_PKG_VERSION").into(),
         source: bundle::Source { name: name.unwrap_or_default(), class_name: configs.index.class.to_string() },
         precision: options.precision.map_or("checkpoint".into(), |p| options::precision_name(p).into()),
-        exact,
+        accuracy: options::precision_name(accuracy).into(),
         target: options::target_name(options.target).into(),
         shapes,
         components,

@@ -40,14 +40,11 @@ impl Limits {
     /// arithmetic or weights converted to 16 bits to theirs.
     #[must_use]
     pub fn of(manifest: &Manifest) -> Self {
-        if manifest.exact {
-            return Self { network: 1e-5, vae: 1e-4, latents: 1e-3, psnr: 60.0 };
+        match manifest.accuracy.as_str() {
+            "bf16" => Self { network: 5e-2, vae: 5e-2, latents: 2e-1, psnr: 22.0 },
+            "fp16" => Self { network: 1e-2, vae: 1e-2, latents: 5e-2, psnr: 35.0 },
+            _ => Self { network: 1e-5, vae: 1e-4, latents: 1e-3, psnr: 60.0 },
         }
-        let bf16 = manifest.config.values().any(|c| c.get("dtype").is_some_and(|d| d == "bfloat16"));
-        if manifest.precision == "bf16" || (bf16 && manifest.precision == "checkpoint") {
-            return Self { network: 5e-2, vae: 5e-2, latents: 2e-1, psnr: 22.0 };
-        }
-        Self { network: 1e-2, vae: 1e-2, latents: 5e-2, psnr: 35.0 }
     }
 }
 

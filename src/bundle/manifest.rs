@@ -27,8 +27,8 @@ pub struct Manifest {
     pub source: Source,
     /// The precision asked for, such as `fp16`; `checkpoint` where none was.
     pub precision: String,
-    /// Whether weights are the checkpoint's own and arithmetic is `float32`.
-    pub exact: bool,
+    /// The coarsest precision that arithmetic is done in or weights were converted to; `fp32` where neither was lowered.
+    pub accuracy: String,
     /// The target asked for, such as `cpu`.
     pub target: String,
     /// Sizes the graphs are fixed to.

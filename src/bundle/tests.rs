@@ -34,7 +34,7 @@ fn manifest() -> Manifest {
         cogvx: "0.1.0".into(),
         source: Source { name: "CogVideoX-2b".into(), class_name: "CogVideoXPipeline".into() },
         precision: "fp32".into(),
-        exact: true,
+        accuracy: "fp32".into(),
         target: "cpu".into(),
         shapes: Shapes { frames: Some(49), ..Shapes::default() },
         components: [("vae".into(), Component { graphs: vec![graph], weights: Vec::new() })].into(),

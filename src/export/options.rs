@@ -50,6 +50,11 @@ impl ExportOptions {
     }
 }
 
+/// The precision with the fewest bits of mantissa.
+pub(super) fn coarsest(precisions: [DType; 3]) -> DType {
+    [DType::BF16, DType::F16].into_iter().find(|p| precisions.contains(p)).unwrap_or(DType::F32)
+}
+
 /// The name of a precision on the command line and in manifests.
 pub(super) fn precision_name(dtype: DType) -> &'static str {
     match dtype {
