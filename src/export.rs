@@ -108,7 +108,8 @@ pub fn export(
     let configs = read_configs(checkpoint)?;
     let sizes = Sizes::new(&configs, options)?;
     let writer = BundleWriter::create(output, Some(checkpoint), options.overwrite)?;
-    let mut bundle = Exporter { options, writer: &writer, graphs: vec![], components: BTreeMap::new(), accuracy: DType::F32 };
+    let mut bundle =
+        Exporter { options, writer: &writer, graphs: vec![], components: BTreeMap::new(), accuracy: DType::F32 };
 
     for component in &options.components {
         let folder = checkpoint.join(component.checkpoint_folder());
@@ -160,9 +161,10 @@ fn read_configs(checkpoint: &Path) -> Result<Configs, ExportError> {
     let unsupported = |file: &Path, feature| Err(ExportError::Unsupported { file: file.into(), feature });
     match () {
         () if configs.index.class != PipelineClass::Text => unsupported(&index_file, "image and video conditioning"),
-        () if configs.dit.use_rotary_positional_embeddings => unsupported(&dit_file, "rotary positions (5B, 1.5)"),
         () if configs.dit.use_learned_positional_embeddings => unsupported(&dit_file, "learned positions (5B-I2V)"),
-        () if configs.dit.patch_size_t.is_some() => unsupported(&dit_file, "patches in time (1.5)"),
+        () if configs.dit.patch_size_t.is_some() && !configs.dit.use_rotary_positional_embeddings => {
+            unsupported(&dit_file, "patches in time without rotary positions")
+        }
         () if configs.dit.ofs_embed_dim.is_some() => unsupported(&dit_file, "the `ofs` embedding (1.5-I2V)"),
         () => Ok(()),
     }?;
@@ -198,10 +200,11 @@ impl Sizes {
             return Ok(Self { tokens: Dim::named("tokens"), latents: dynamic.clone(), first: dynamic, next });
         };
         let [frames, height, width] = shape.latents(&configs.vae, configs.dit.patch_size)?;
+        let padded = frames.next_multiple_of(configs.dit.patch_size_t.unwrap_or(1));
         let fixed = |frames| VideoDims::fixed(frames, height, width);
         let first = if frames == 1 { 1 } else { 2 + frames % 2 };
         let tokens = Dim::Fixed(configs.dit.max_text_seq_length);
-        Ok(Self { tokens, latents: fixed(frames), first: fixed(first), next: fixed(2) })
+        Ok(Self { tokens, latents: fixed(padded), first: fixed(first), next: fixed(2) })
     }
 
     fn of(&self, part: vae::Part) -> &VideoDims {

@@ -9,7 +9,7 @@ mod transformer;
 use std::path::{Path, PathBuf};
 
 use cogvx_graphs::config::{ConfigError, DitConfig, T5Config, VaeConfig};
-use ndarray::{Array2, ArrayD, Axis, IxDyn, concatenate};
+use ndarray::{Array2, ArrayD, Axis, IxDyn, Slice, concatenate};
 
 use crate::bundle::{Bundle, MANIFEST};
 use crate::positions::PositionsError;
@@ -185,7 +185,9 @@ impl Pipeline {
         observer.stage(Stage::Text);
         let text = self.encode_prompts(request)?;
         observer.stage(Stage::Denoise);
-        let latents = self.denoise(request, &mut sampler, &latents, &text, observer)?;
+        let padding = latents.padding;
+        let mut latents = self.denoise(request, &mut sampler, &latents.shape, &text, observer)?;
+        latents.slice_axis_inplace(Axis(1), Slice::from(padding..));
         observer.stage(Stage::Decode);
         self.decode(&latents, observer)
     }
@@ -234,8 +236,8 @@ impl Pipeline {
     /// Frames of latents `[1, frames, channels, height, width]`, handed on as they come.
     fn decode(&self, latents: &ArrayD<f32>, observer: &mut dyn Observer) -> Result<(), PipelineError> {
         #[allow(clippy::cast_possible_truncation)] // Latents are `f32`.
-        let factor = self.vae.scaling_factor as f32;
-        let scaled = latents.view().permuted_axes(IxDyn(&[0, 2, 1, 3, 4])).mapv(|x| x / factor);
+        let factor = (1.0 / self.vae.scaling_factor) as f32;
+        let scaled = latents.view().permuted_axes(IxDyn(&[0, 2, 1, 3, 4])).mapv(|x| x * factor);
         let total = decoder::frames(scaled.shape()[2], self.vae.temporal_compression_ratio);
         self.decoder()?.decode(&scaled, |chunk| {
             finite(&chunk, "vae_decoder")?;

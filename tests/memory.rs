@@ -40,7 +40,9 @@ fn wide_checkpoint(folder: &Path) -> Result<u64, Box<dyn Error>> {
     // What the model misses in a checkpoint without tensors is what it needs.
     let config = DitConfig::from_json(&transformer.join("config.json"))?;
     let nothing = Weights::synthetic::<String>([]);
-    let Err(needs) = dit::build(&config, &nothing, &VideoDims::dynamic(), &Dim::named("tokens")) else { unreachable!() };
+    let Err(needs) = dit::build(&config, &nothing, &VideoDims::dynamic(), &Dim::named("tokens")) else {
+        unreachable!()
+    };
     let mut header = serde_json::Map::new();
     let mut end = 0;
     for problem in needs.problems {
@@ -88,7 +90,11 @@ fn half_precision_weights_are_used_where_they_lie() -> Outcome {
     let used = anonymous_memory().unwrap_or_default().saturating_sub(before);
 
     let share = |bytes: u64| bytes as f64 / weights as f64 * 100.0;
-    println!("{weights} bytes of weights; anonymous memory: {:.2} % loaded, {:.2} % after a run", share(loaded), share(used));
+    println!(
+        "{weights} bytes of weights; anonymous memory: {:.2} % loaded, {:.2} % after a run",
+        share(loaded),
+        share(used)
+    );
     assert!(loaded < weights / 20, "{loaded} bytes of anonymous memory after loading {weights} bytes of weights");
     // A run converts one weight at a time; the allocator may keep the last one's room.
     assert!(used < weights / 10, "{used} bytes of anonymous memory after a run with {weights} bytes of weights");

@@ -79,6 +79,21 @@ pub(crate) fn infer(op: &Op, inputs: &[Option<&Type>]) -> Inferred {
             like(0)
         }
         Op::Attention { heads, .. } => attention(inputs, *heads),
+        Op::Rotary { heads } => {
+            let x = input(0)?;
+            let width = x.shape.last().and_then(Dim::fixed).filter(|w| x.shape.len() == 3 && w % (2 * heads) == 0);
+            let width = width
+                .ok_or_else(|| format!("expected [batch, tokens, pairs of {heads} heads], found {:?}", x.shape))?;
+            for table in [input(1)?, input(2)?] {
+                same_dtype(x, table)?;
+                let half = Dim::Fixed(width / heads / 2);
+                ensure(
+                    table.shape.len() == 2 && table.shape[0].may_equal(&x.shape[1]) && table.shape[1] == half,
+                    || format!("expected a table [{}, {half}], found {:?}", x.shape[1], table.shape),
+                )?;
+            }
+            like(0)
+        }
     }
 }
 

@@ -106,6 +106,12 @@ pub enum Op {
         /// Factor of the scores before the softmax.
         scale: f32,
     },
+    /// Rotary positions on `[batch, tokens, heads * head width]`: each pair of neighbours is turned by its angle, given as
+    /// cosine and sine tables `[tokens, head width / 2]`.
+    Rotary {
+        /// Number of heads.
+        heads: usize,
+    },
     /// GELU, tanh approximation.
     Gelu,
     /// `x * sigmoid(x)`.
@@ -197,6 +203,7 @@ impl Op {
             Self::RmsNorm { .. } => "RmsNorm",
             Self::GroupNorm { .. } => "GroupNorm",
             Self::Attention { .. } => "Attention",
+            Self::Rotary { .. } => "Rotary",
             Self::Gelu => "Gelu",
             Self::Silu => "Silu",
             Self::Onnx(op) => op.name,

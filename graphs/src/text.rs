@@ -104,6 +104,7 @@ fn details(op: &Op) -> String {
         Op::Conv { strides, pads } => format!(" strides {strides:?} pads {pads:?}"),
         Op::LayerNorm { epsilon } | Op::RmsNorm { epsilon } => format!(" epsilon {epsilon:e}"),
         Op::GroupNorm { groups, epsilon } => format!(" {groups} groups epsilon {epsilon:e}"),
+        Op::Rotary { heads } => format!(" {heads} heads"),
         Op::Attention { heads, scale } => format!(" {heads} heads scale {scale}"),
         Op::Onnx(op) => {
             op.attributes.iter().fold(String::new(), |text, (name, value)| text + " " + name + "=" + &attribute(value))

@@ -204,6 +204,12 @@ impl<'g> Value<'g> {
         self.with(Op::Attention { heads, scale }, &others)
     }
 
+    /// Rotary positions on `[batch, tokens, heads * head width]`; see [`Op::Rotary`].
+    #[must_use]
+    pub fn rotary(self, cos: Value<'g>, sin: Value<'g>, heads: usize) -> Self {
+        self.with(Op::Rotary { heads }, &[cos, sin])
+    }
+
     /// Element-wise minimum with a number.
     #[must_use]
     pub fn min(self, bound: i64) -> Self {

@@ -35,6 +35,14 @@ pub struct Request {
     pub scheduler: Kind,
 }
 
+/// The latents the transformer works on.
+pub(super) struct LatentShape {
+    /// `[1, frames, channels, height, width]`.
+    pub shape: [usize; 5],
+    /// Frames at the start that fill up the first patch in time (1.5) and are not decoded.
+    pub padding: usize,
+}
+
 impl Request {
     /// Whether the model is run with and without the prompt.
     #[must_use]
@@ -66,8 +74,8 @@ impl Pipeline {
         })
     }
 
-    /// The latents' shape `[1, frames, channels, height, width]`, if the model can make the video.
-    pub(super) fn check(&self, request: &Request) -> Result<Vec<usize>, PipelineError> {
+    /// The latents of a request, if the model can make the video.
+    pub(super) fn check(&self, request: &Request) -> Result<LatentShape, PipelineError> {
         let wrong = |field, expected: String, found: String| Err(PipelineError::Request { field, expected, found });
         let (time, space) = (self.vae.temporal_compression_ratio, self.vae.spatial_compression_ratio());
         let unit = space * self.dit.patch_size;
@@ -94,6 +102,8 @@ impl Pipeline {
             }
         }
         let frames = (request.frames - 1) / time + 1;
-        Ok(vec![1, frames, self.dit.in_channels, request.height / space, request.width / space])
+        let padding = frames.next_multiple_of(self.dit.patch_size_t.unwrap_or(1)) - frames;
+        let shape = [1, padding + frames, self.dit.in_channels, request.height / space, request.width / space];
+        Ok(LatentShape { shape, padding })
     }
 }

@@ -4,15 +4,25 @@ use cogvx_graphs::config::DitConfig;
 use ndarray::{Array2, ArrayD, arr1};
 
 use super::PipelineError;
-use crate::positions::sincos_3d;
+use crate::positions::{RotaryGrid, rotary_3d, sincos_3d};
 use crate::runtime::{Input, Session};
 
 /// A loaded transformer.
 pub struct Transformer<'a> {
     session: Session,
     config: &'a DitConfig,
-    /// Position table of the last latent size, `[video tokens, width]`.
-    positions: Option<([usize; 3], ArrayD<f32>)>,
+    /// Position tables of the last size.
+    positions: Option<Positions>,
+}
+
+/// Position tables and the size they were made for.
+struct Positions {
+    /// Patches `[frames, rows, columns]`.
+    grid: [usize; 3],
+    /// Text tokens.
+    text: usize,
+    /// The graph's inputs by name.
+    tables: Vec<(&'static str, ArrayD<f32>)>,
 }
 
 impl<'a> Transformer<'a> {
@@ -32,40 +42,62 @@ impl<'a> Transformer<'a> {
         text: &ArrayD<f32>,
         timestep: i64,
     ) -> Result<ArrayD<f32>, PipelineError> {
-        let patch = self.config.patch_size;
-        let wrong = || PipelineError::Shape {
-            name: "hidden_states".into(),
-            expected: format!(
-                "[batch, frames, {}, height, width] in whole patches of {patch}",
-                self.config.in_channels
-            ),
-            found: latents.shape().to_vec(),
-        };
-        let &[_, frames, channels, height, width] = latents.shape() else { return Err(wrong()) };
-        if channels != self.config.in_channels || height % patch != 0 || width % patch != 0 {
-            return Err(wrong());
-        }
-        let grid = [frames, height / patch, width / patch];
+        let grid = self.grid(latents)?;
+        let tokens = text.shape().get(1).copied().unwrap_or(0);
         let positions = match self.positions.take() {
-            Some((made_for, table)) if made_for == grid => table,
-            _ => self.positions_of(grid)?,
+            Some(made) if made.grid == grid && made.text == tokens => made,
+            _ => Positions { grid, text: tokens, tables: self.tables(grid, tokens)? },
         };
         let timestep = arr1(&[timestep as f32]).into_dyn();
-        let inputs = [
+        let mut inputs = vec![
             ("hidden_states", Input::Float(latents.view())),
             ("encoder_hidden_states", Input::Float(text.view())),
             ("timestep", Input::Float(timestep.view())),
-            ("positions", Input::Float(positions.view())),
         ];
+        inputs.extend(positions.tables.iter().map(|(name, table)| (*name, Input::Float(table.view()))));
         let sample = self.session.run(&inputs)?.array("sample")?;
-        self.positions = Some((grid, positions));
+        self.positions = Some(positions);
         Ok(sample)
     }
 
-    fn positions_of(&self, grid: [usize; 3]) -> Result<ArrayD<f32>, PipelineError> {
-        let width = self.config.width();
-        let (space, time) = (self.config.spatial_interpolation_scale, self.config.temporal_interpolation_scale);
-        let table = sincos_3d(width, grid, space, time)?;
-        Ok(Array2::from_shape_fn((table.len() / width, width), |(row, i)| table[row * width + i]).into_dyn())
+    /// Patches `[frames, rows, columns]` of latents.
+    fn grid(&self, latents: &ArrayD<f32>) -> Result<[usize; 3], PipelineError> {
+        let (p, pt) = (self.config.patch_size, self.config.patch_size_t.unwrap_or(1));
+        let wrong = || PipelineError::Shape {
+            name: "hidden_states".into(),
+            expected: format!("[batch, frames, {}, height, width] in patches of {pt}x{p}x{p}", self.config.in_channels),
+            found: latents.shape().to_vec(),
+        };
+        let &[_, frames, channels, height, width] = latents.shape() else { return Err(wrong()) };
+        let whole = frames % pt == 0 && height % p == 0 && width % p == 0;
+        if !whole || channels != self.config.in_channels {
+            return Err(wrong());
+        }
+        Ok([frames / pt, height / p, width / p])
     }
+
+    /// The graph's position inputs.
+    fn tables(&self, grid: [usize; 3], text: usize) -> Result<Vec<(&'static str, ArrayD<f32>)>, PipelineError> {
+        let config = self.config;
+        if !config.use_rotary_positional_embeddings {
+            let (space, time) = (config.spatial_interpolation_scale, config.temporal_interpolation_scale);
+            let table = sincos_3d(config.width(), grid, space, time)?;
+            return Ok(vec![("positions", rows(&table, config.width()))]);
+        }
+        let base = [config.sample_height / config.patch_size, config.sample_width / config.patch_size];
+        let numbering = match config.patch_size_t {
+            None => RotaryGrid::Fitted { base },
+            Some(_) => RotaryGrid::Counted { base },
+        };
+        let pairs = config.attention_head_dim / 2;
+        let [cos, sin] = rotary_3d(config.attention_head_dim, grid, numbering)?;
+        // Text tokens come first and are not turned.
+        let table = |text_value: f32, video: &[f32]| rows(&[&vec![text_value; text * pairs], video].concat(), pairs);
+        Ok(vec![("rotary_cos", table(1.0, &cos)), ("rotary_sin", table(0.0, &sin))])
+    }
+}
+
+/// Values as rows of `width`.
+fn rows(values: &[f32], width: usize) -> ArrayD<f32> {
+    Array2::from_shape_fn((values.len() / width, width), |(row, i)| values[row * width + i]).into_dyn()
 }

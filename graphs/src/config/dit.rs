@@ -88,6 +88,13 @@ impl DitConfig {
         Self::from_fields(&Fields::new(file, value)?)
     }
 
+    /// Patches `[frames, rows, columns]` of a video of the sample size, for models whose patches take one frame.
+    #[must_use]
+    pub fn sample_grid(&self) -> [usize; 3] {
+        let frames = (self.sample_frames - 1) / self.temporal_compression_ratio + 1;
+        [frames, self.sample_height / self.patch_size, self.sample_width / self.patch_size]
+    }
+
     /// Width of the residual stream: all heads together.
     #[must_use]
     pub const fn width(&self) -> usize {

@@ -50,7 +50,9 @@ impl std::ops::Mul for Tokens<'_> {
 /// | `hidden_states` | `[batch, frames, in_channels, height, width]` |
 /// | `encoder_hidden_states` | `[batch, tokens, text_embed_dim]` |
 /// | `timestep` | `[1]`, one for the whole batch |
-/// | `positions` | `[video tokens, width]`, see `cogvx`'s `positions` |
+/// | `positions`, for sine positions | `[video tokens, width]` |
+/// | `rotary_cos`, `rotary_sin`, for rotary positions | `[text and video tokens, head width / 2]`, 1 and 0 for text |
+/// | `ofs`, where the model has its embedding | `[1]` |
 ///
 /// and `sample` `[batch, frames, out_channels, height, width]`, all `f32`.
 ///
@@ -64,26 +66,52 @@ pub fn build(cfg: &DitConfig, weights: &Weights, latents: &VideoDims, tokens: &D
         let (g, batch) = (s.graph(), &Dim::named("batch"));
         let latents = g.input("hidden_states", DType::F32, dims![batch, frames, cfg.in_channels, height, width]);
         let text = g.input("encoder_hidden_states", DType::F32, dims![batch, tokens, cfg.text_embed_dim]);
-        let timestep = g.input("timestep", DType::F32, dims![1]);
         // Every use of the time embedding starts with this SiLU.
-        let temb = time_embedding(s, cfg, timestep).silu();
+        let temb = time_embedding(s, cfg).silu();
 
         let (mut x, grid) = patch_embedding(&s.at("patch_embed"), cfg, text.narrow(), latents.narrow());
+        let rotary = cfg.use_rotary_positional_embeddings.then(|| rotary_tables(s, cfg, x));
         for i in 0..cfg.num_layers {
-            x = block(&s.at(format!("transformer_blocks.{i}")), cfg, x, temb);
+            x = block(&s.at(format!("transformer_blocks.{i}")), cfg, x, temb, rotary);
         }
         g.output("sample", head(s, cfg, x.video, temb, &grid));
     })
 }
 
-/// Sinusoids of the timestep (diffusers `get_timestep_embedding`), then two layers: `[1, time_embed_dim]`.
-fn time_embedding<'g>(s: &Scope<'g>, cfg: &DitConfig, timestep: Value<'g>) -> Value<'g> {
-    let half = cfg.width() / 2;
-    let angle = timestep.reshape(dims![1, 1]) * s.graph().floats(&[1, half], &frequencies(half, cfg.freq_shift));
+/// Cosines and sines of the rotary positions, `[tokens, head width / 2]`.
+type Rotary<'g> = [Value<'g>; 2];
+
+fn rotary_tables<'g>(s: &Scope<'g>, cfg: &DitConfig, x: Tokens<'g>) -> Rotary<'g> {
+    let tokens = &x.text.dim(1) + &x.video.dim(1);
+    let shape = dims![&tokens, cfg.attention_head_dim / 2];
+    ["rotary_cos", "rotary_sin"].map(|name| s.graph().input(name, DType::F32, shape.clone()).narrow())
+}
+
+/// The timestep and, in 1.5's image-to-video model, the offset, embedded: `[1, time_embed_dim]`.
+fn time_embedding<'g>(s: &Scope<'g>, cfg: &DitConfig) -> Value<'g> {
+    let temb = number_embedding(s, cfg, "timestep", "time_embedding", cfg.width(), cfg.time_embed_dim);
+    match cfg.ofs_embed_dim {
+        None => temb,
+        Some(width) => temb + number_embedding(s, cfg, "ofs", "ofs_embedding", width, width),
+    }
+}
+
+/// Sinusoids of the input `name`, a number (diffusers `get_timestep_embedding`), then two layers: `[1, out]`.
+fn number_embedding<'g>(
+    s: &Scope<'g>,
+    cfg: &DitConfig,
+    name: &str,
+    layers: &str,
+    waves: usize,
+    out: usize,
+) -> Value<'g> {
+    let half = waves / 2;
+    let number = s.graph().input(name, DType::F32, dims![1]);
+    let angle = number.reshape(dims![1, 1]) * s.graph().floats(&[1, half], &frequencies(half, cfg.freq_shift));
     let waves = if cfg.flip_sin_to_cos { [angle.cos(), angle.sin()] } else { [angle.sin(), angle.cos()] };
-    let s = s.at("time_embedding");
-    let x = s.linear("linear_1", s.graph().concat(1, &waves).narrow(), cfg.time_embed_dim, true);
-    s.linear("linear_2", x.silu(), cfg.time_embed_dim, true)
+    let s = s.at(layers);
+    let x = s.linear("linear_1", s.graph().concat(1, &waves).narrow(), out, true);
+    s.linear("linear_2", x.silu(), out, true)
 }
 
 /// `10000^(-i / (half - shift))`, rounded where torch rounds.
@@ -104,20 +132,36 @@ fn patch_embedding<'g>(s: &Scope<'g>, cfg: &DitConfig, text: Value<'g>, latents:
     };
     let proj = s.at("proj");
     let weight = proj.weight_as("weight", &stored, &[width, cfg.in_channels, pt, p, p]);
-    let bias = cfg.patch_bias.then(|| proj.weight("bias", &[width]));
+    // 1.5's linear layer has a bias whatever `patch_bias` says.
+    let bias = (cfg.patch_bias || cfg.patch_size_t.is_some()).then(|| proj.weight("bias", &[width]));
     let patches = latents.transpose([0, 2, 1, 3, 4]).conv(weight, bias, [pt, p, p], [0, 0, 0]);
     drop(proj);
     let grid = [patches.dim(2), patches.dim(3), patches.dim(4)];
     let video_tokens = &Dim::product(&grid);
     let video = patches.reshape(dims![&patches.dim(0), width, video_tokens]).transpose([0, 2, 1]);
-    let positions = s.graph().input("positions", DType::F32, dims![video_tokens, width]).narrow();
-    (Tokens { text: s.linear("text_proj", text, width, true), video: video + positions }, grid)
+    let x = Tokens { text: s.linear("text_proj", text, width, true), video };
+    (add_positions(s, cfg, x), grid)
+}
+
+/// Sine positions are an input, for the video alone; learned ones a weight of one size, for text and video.
+fn add_positions<'g>(s: &Scope<'g>, cfg: &DitConfig, x: Tokens<'g>) -> Tokens<'g> {
+    let (text, video, width) = (cfg.max_text_seq_length, x.video.dim(1), cfg.width());
+    if cfg.use_learned_positional_embeddings {
+        let patches = cfg.sample_grid().iter().product::<usize>();
+        let table = s.weight("pos_embedding", &[1, text + patches, width]);
+        return x + Tokens { text: table.slice(1, 0, text), video: table.slice(1, text, patches) };
+    }
+    if cfg.use_rotary_positional_embeddings {
+        return x;
+    }
+    let positions = s.graph().input("positions", DType::F32, dims![&video, width]).narrow();
+    Tokens { video: x.video + positions, ..x }
 }
 
 /// One expert block: AdaLN-Zero, joint attention, AdaLN-Zero, joint feed-forward.
-fn block<'g>(s: &Scope<'g>, cfg: &DitConfig, x: Tokens<'g>, temb: Value<'g>) -> Tokens<'g> {
+fn block<'g>(s: &Scope<'g>, cfg: &DitConfig, x: Tokens<'g>, temb: Value<'g>, rotary: Option<Rotary<'g>>) -> Tokens<'g> {
     let (h, gate) = ada_norm(&s.at("norm1"), cfg, x, temb);
-    let x = x + gate * h.joint(|h| attention(&s.at("attn1"), cfg, h));
+    let x = x + gate * h.joint(|h| attention(&s.at("attn1"), cfg, h, rotary));
     let (h, gate) = ada_norm(&s.at("norm2"), cfg, x, temb);
     x + gate * h.joint(|h| feed_forward(&s.at("ff"), h))
 }
@@ -142,9 +186,11 @@ fn modulated_norm<'g>(s: &Scope<'g>, cfg: &DitConfig, x: Value<'g>, scale: Value
     x.layer_norm(weight * scale, bias * scale + shift, cfg.norm_eps)
 }
 
-fn attention<'g>(s: &Scope<'g>, cfg: &DitConfig, x: Value<'g>) -> Value<'g> {
+fn attention<'g>(s: &Scope<'g>, cfg: &DitConfig, x: Value<'g>, rotary: Option<Rotary<'g>>) -> Value<'g> {
     let [q, k, v] = ["to_q", "to_k", "to_v"].map(|name| s.linear(name, x, cfg.width(), cfg.attention_bias));
     let (q, k) = (head_norm(&s.at("norm_q"), cfg, q), head_norm(&s.at("norm_k"), cfg, k));
+    let turn = |x: Value<'g>| rotary.map_or(x, |[cos, sin]| x.rotary(cos, sin, cfg.num_attention_heads));
+    let (q, k) = (turn(q), turn(k));
     #[allow(clippy::cast_precision_loss)] // Head widths are small.
     let scale = 1.0 / (cfg.attention_head_dim as f32).sqrt();
     let y = q.attention(k, v, None, cfg.num_attention_heads, scale);

@@ -202,6 +202,35 @@ impl Lower {
         emit("", "Attention", 23, attributes, &inputs, vec![to], out)[0]
     }
 
+    /// The fused form; `TensorRT` wants its tables once for each sample.
+    fn rotary<'g>(&mut self, x: Value<'g>, tables: &[Option<Value<'g>>], heads: usize) -> Value<'g> {
+        let (out, to) = (x.graph, x.r#type());
+        let heads = Int(signed(heads));
+        if self.target.has_contrib_operators() {
+            let first = out.integers(&[1], &[0]);
+            let inputs = [&[Some(x), Some(first)], tables].concat();
+            return emit(
+                CONTRIB,
+                "RotaryEmbedding",
+                1,
+                vec![("interleaved", Int(1)), ("num_heads", heads)],
+                &inputs,
+                vec![to],
+                out,
+            )[0];
+        }
+        let mut inputs = vec![Some(x)];
+        for table in tables.iter().flatten() {
+            let shape = [&[x.dim(0)], table.shape().as_slice()].concat();
+            let sizes: Vec<_> = shape.iter().map(|d| Some(self.size(d, out))).collect();
+            let sizes =
+                emit("", "Concat", 13, vec![("axis", Int(0))], &sizes, vec![Type::new(DType::I64, dims![3])], out)[0];
+            let r#type = Type::new(table.dtype(), shape);
+            inputs.push(Some(emit("", "Expand", 13, vec![], &[Some(*table), Some(sizes)], vec![r#type], out)[0]));
+        }
+        emit("", "RotaryEmbedding", 23, vec![("interleaved", Int(1)), ("num_heads", heads)], &inputs, vec![to], out)[0]
+    }
+
     fn slice<'g>(&mut self, x: Value<'g>, axis: usize, start: &Dim, length: &Dim, to: Type) -> Value<'g> {
         let out = x.graph;
         let first = self.size(start, out);
@@ -269,6 +298,7 @@ impl Pass for Lower {
             }
             Op::GroupNorm { groups, epsilon } => Some(vec![self.group_norm(x?, *groups, *epsilon)]),
             Op::Attention { heads, scale } => Some(vec![self.attention(inputs, *heads, *scale, types[0].clone(), out)]),
+            Op::Rotary { heads } => Some(vec![self.rotary(x?, &inputs[1..], *heads)]),
             Op::Gelu if self.target.has_contrib_operators() => contrib("FastGelu", vec![]),
             Op::Gelu => one("Gelu", 20, vec![("approximate", Text("tanh"))]),
             Op::Silu if self.target.has_contrib_operators() => contrib("QuickGelu", vec![("alpha", Float(1.0))]),
