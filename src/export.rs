@@ -14,6 +14,7 @@ use cogvx_graphs::weights::WeightsError;
 use cogvx_graphs::{BuildError, DType, Dim, Graph, Problem, VideoDims, Weights, onnx};
 
 use crate::bundle::{self, BundleError, BundleWriter, Manifest, Origin};
+use crate::pipeline::{FRAME_CHUNK, LATENT_CHUNK, first_chunk};
 use crate::scheduler::{SchedulerConfig, SchedulerError};
 use crate::tokenizer::{Tokenizer, TokenizerError};
 
@@ -120,7 +121,8 @@ pub fn export(
             let graph = match component {
                 Component::TextEncoder => t5::build(&configs.text, &weights, &sizes.tokens)?,
                 Component::Transformer => dit::build(&configs.dit, &weights, &sizes.latents, &sizes.tokens)?,
-                Component::Vae => vae::decoder(&configs.vae, &weights, sizes.of(*part), *part)?,
+                Component::VaeDecoder => vae::decoder(&configs.vae, &weights, sizes.decoder(*part), *part)?,
+                Component::VaeEncoder => vae::encoder(&configs.vae, &weights, sizes.encoder(*part), *part)?,
             };
             graphs.push((name, graph));
         }
@@ -159,21 +161,22 @@ fn read_configs(checkpoint: &Path) -> Result<Configs, ExportError> {
     SchedulerConfig::open(&checkpoint.join("scheduler/scheduler_config.json"))?;
 
     let unsupported = |file: &Path, feature| Err(ExportError::Unsupported { file: file.into(), feature });
-    match () {
-        () if configs.index.class != PipelineClass::Text => unsupported(&index_file, "image and video conditioning"),
-        () if configs.dit.use_learned_positional_embeddings => unsupported(&dit_file, "learned positions (5B-I2V)"),
-        () if configs.dit.patch_size_t.is_some() && !configs.dit.use_rotary_positional_embeddings => {
-            unsupported(&dit_file, "patches in time without rotary positions")
-        }
-        () if configs.dit.ofs_embed_dim.is_some() => unsupported(&dit_file, "the `ofs` embedding (1.5-I2V)"),
-        () => Ok(()),
-    }?;
+    if configs.dit.patch_size_t.is_some() && !configs.dit.use_rotary_positional_embeddings {
+        unsupported(&dit_file, "patches in time without rotary positions")?;
+    }
     let fits = |field, expected, with, found| {
         let file = dit_file.clone();
         if expected == found { Ok(()) } else { Err(ExportError::Mismatch { file, field, expected, with, found }) }
     };
     fits("text_embed_dim", configs.text.d_model, "the text encoder's `d_model`", configs.dit.text_embed_dim)?;
-    fits("in_channels", configs.vae.latent_channels, "the VAE's `latent_channels`", configs.dit.in_channels)?;
+    let (channels, of) = match configs.index.class {
+        PipelineClass::Image => (2 * configs.vae.latent_channels, "the VAE's `latent_channels` of noise and image"),
+        PipelineClass::Text | PipelineClass::Video => (configs.vae.latent_channels, "the VAE's `latent_channels`"),
+    };
+    fits("in_channels", channels, of, configs.dit.in_channels)?;
+    if let Some(width) = configs.dit.ofs_embed_dim {
+        fits("ofs_embed_dim", configs.dit.time_embed_dim, "`time_embed_dim`", width)?;
+    }
     fits("out_channels", configs.vae.latent_channels, "the VAE's `latent_channels`", configs.dit.out_channels)?;
     fits(
         "temporal_compression_ratio",
@@ -188,30 +191,43 @@ fn read_configs(checkpoint: &Path) -> Result<Configs, ExportError> {
 struct Sizes {
     tokens: Dim,
     latents: VideoDims,
-    first: VideoDims,
-    next: VideoDims,
+    /// Of the decoder's and the encoder's two graphs.
+    decoder: [VideoDims; 2],
+    encoder: [VideoDims; 2],
 }
 
 impl Sizes {
     fn new(configs: &Configs, options: &ExportOptions) -> Result<Self, ExportError> {
         let Some(shape) = options.shapes else {
             let dynamic = VideoDims::dynamic();
-            let next = VideoDims { frames: Dim::Fixed(2), ..dynamic.clone() };
-            return Ok(Self { tokens: Dim::named("tokens"), latents: dynamic.clone(), first: dynamic, next });
+            let frames = |n| VideoDims { frames: Dim::Fixed(n), ..dynamic.clone() };
+            return Ok(Self {
+                tokens: Dim::named("tokens"),
+                latents: dynamic.clone(),
+                decoder: [dynamic.clone(), frames(LATENT_CHUNK)],
+                encoder: [dynamic.clone(), frames(FRAME_CHUNK)],
+            });
         };
         let [frames, height, width] = shape.latents(&configs.vae, configs.dit.patch_size)?;
         let padded = frames.next_multiple_of(configs.dit.patch_size_t.unwrap_or(1));
-        let fixed = |frames| VideoDims::fixed(frames, height, width);
-        let first = if frames == 1 { 1 } else { 2 + frames % 2 };
-        let tokens = Dim::Fixed(configs.dit.max_text_seq_length);
-        Ok(Self { tokens, latents: fixed(padded), first: fixed(first), next: fixed(2) })
+        let latents = |frames| VideoDims::fixed(frames, height, width);
+        let pixels = |frames| VideoDims::fixed(frames, shape.height, shape.width);
+        // An image-to-video model encodes one image.
+        let encoded = if configs.index.class == PipelineClass::Image { 1 } else { shape.frames };
+        Ok(Self {
+            tokens: Dim::Fixed(configs.dit.max_text_seq_length),
+            latents: latents(padded),
+            decoder: [latents(first_chunk(frames, LATENT_CHUNK)), latents(LATENT_CHUNK)],
+            encoder: [pixels(first_chunk(encoded, FRAME_CHUNK)), pixels(FRAME_CHUNK)],
+        })
     }
 
-    fn of(&self, part: vae::Part) -> &VideoDims {
-        match part {
-            vae::Part::First => &self.first,
-            vae::Part::Next => &self.next,
-        }
+    fn decoder(&self, part: vae::Part) -> &VideoDims {
+        &self.decoder[usize::from(part == vae::Part::Next)]
+    }
+
+    fn encoder(&self, part: vae::Part) -> &VideoDims {
+        &self.encoder[usize::from(part == vae::Part::Next)]
     }
 }
 

@@ -2,9 +2,9 @@
 //!
 //! Each stage loads its graphs, runs and frees them before the next one starts: the peak is the largest stage.
 
-mod decoder;
 mod request;
 mod transformer;
+mod vae;
 
 use std::path::{Path, PathBuf};
 
@@ -18,9 +18,10 @@ use crate::runtime::{Device, Input, Runtime, RuntimeError, Session};
 use crate::scheduler::{Sampler, SchedulerConfig, SchedulerError, guidance_scale, guide};
 use crate::tokenizer::{Tokenizer, TokenizerError};
 
-pub use decoder::Decoder;
 pub use request::Request;
 pub use transformer::Transformer;
+pub use vae::Vae;
+pub(crate) use vae::{FRAME_CHUNK, LATENT_CHUNK, first_chunk};
 
 /// Why a bundle did not become a video.
 #[derive(Debug, thiserror::Error)]
@@ -171,8 +172,16 @@ impl Pipeline {
     ///
     /// # Errors
     /// No decoder in the bundle, or one the runtime refuses.
-    pub fn decoder(&self) -> Result<Decoder, PipelineError> {
-        Ok(Decoder::new(self.load("vae_decoder", "first.onnx")?, self.load("vae_decoder", "next.onnx")?))
+    pub fn decoder(&self) -> Result<Vae, PipelineError> {
+        Ok(Vae::decoder([self.load("vae_decoder", "first.onnx")?, self.load("vae_decoder", "next.onnx")?]))
+    }
+
+    /// Load the VAE's encoder.
+    ///
+    /// # Errors
+    /// No encoder in the bundle, or one the runtime refuses.
+    pub fn encoder(&self) -> Result<Vae, PipelineError> {
+        Ok(Vae::encoder([self.load("vae_encoder", "first.onnx")?, self.load("vae_encoder", "next.onnx")?]))
     }
 
     /// Make a video.
@@ -238,8 +247,8 @@ impl Pipeline {
         #[allow(clippy::cast_possible_truncation)] // Latents are `f32`.
         let factor = (1.0 / self.vae.scaling_factor) as f32;
         let scaled = latents.view().permuted_axes(IxDyn(&[0, 2, 1, 3, 4])).mapv(|x| x * factor);
-        let total = decoder::frames(scaled.shape()[2], self.vae.temporal_compression_ratio);
-        self.decoder()?.decode(&scaled, |chunk| {
+        let total = vae::decoded_frames(scaled.shape()[2], self.vae.temporal_compression_ratio);
+        self.decoder()?.run(&scaled, |chunk| {
             finite(&chunk, "vae_decoder")?;
             // [1, 3, frames, height, width] in -1..1 to [frames, height, width, 3] in 0..1
             let frames = chunk.index_axis_move(Axis(0), 0).permuted_axes(IxDyn(&[1, 2, 3, 0]));

@@ -7,7 +7,7 @@ use ndarray::{ArrayD, Axis, Slice};
 use serde::Serialize;
 
 use crate::bundle::Manifest;
-use crate::pipeline::{Observer, Pipeline, PipelineError};
+use crate::pipeline::{Observer, Pipeline, PipelineError, Vae};
 
 pub use reference::{Reference, ReferenceError};
 
@@ -86,10 +86,11 @@ pub fn verify(
 ) -> Result<Vec<Row>, VerifyError> {
     let limits = Limits::of(pipeline.bundle().manifest());
     let mut rows = vec![];
-    let components: [(&str, Comparison); 4] = [
+    let components: [(&str, Comparison); 5] = [
         ("text_encoder/", text_encoder),
         ("transformer/", transformer),
         ("vae_decoder/", vae_decoder),
+        ("vae_encoder/", vae_encoder),
         ("pipeline/", whole_run),
     ];
     for (prefix, compare) in components {
@@ -159,13 +160,27 @@ fn transformer(pipeline: &Pipeline, reference: &Reference, limits: Limits) -> Re
 
 fn vae_decoder(pipeline: &Pipeline, reference: &Reference, limits: Limits) -> Result<Vec<Row>, VerifyError> {
     let (latents, expected) = (reference.floats("vae_decoder/latents")?, reference.floats("vae_decoder/sample")?);
+    run_vae(&mut pipeline.decoder()?, &latents, "vae_decoder/sample", &expected, limits)
+}
+
+fn vae_encoder(pipeline: &Pipeline, reference: &Reference, limits: Limits) -> Result<Vec<Row>, VerifyError> {
+    let (sample, expected) = (reference.floats("vae_encoder/sample")?, reference.floats("vae_encoder/moments")?);
+    run_vae(&mut pipeline.encoder()?, &sample, "vae_encoder/moments", &expected, limits)
+}
+
+fn run_vae(
+    vae: &mut Vae,
+    x: &ArrayD<f32>,
+    name: &str,
+    expected: &ArrayD<f32>,
+    limits: Limits,
+) -> Result<Vec<Row>, VerifyError> {
     let mut chunks = vec![];
-    pipeline.decoder()?.decode(&latents, |chunk| {
+    vae.run(x, |chunk| {
         chunks.push(chunk);
         Ok(())
     })?;
-    let found = join(&chunks, 2).ok_or_else(|| reference.wrong("vae_decoder/latents", "at least one frame"))?;
-    Ok(vec![row("vae_decoder/sample", &found, &expected, limits.vae)?])
+    Ok(vec![row(name, &join(&chunks, 2).unwrap_or_default(), expected, limits.vae)?])
 }
 
 fn join(parts: &[ArrayD<f32>], axis: usize) -> Option<ArrayD<f32>> {

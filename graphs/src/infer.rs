@@ -176,7 +176,7 @@ fn linear(x: &Type, weight: &Type, bias: Option<&Type>) -> Inferred {
     Ok(vec![t])
 }
 
-fn conv(x: &Type, weight: &Type, strides: &[usize], pads: &[usize]) -> Inferred {
+fn conv(x: &Type, weight: &Type, strides: &[usize], pads: &[[usize; 2]]) -> Inferred {
     same_dtype(x, weight)?;
     let spatial = x.shape.len().saturating_sub(2);
     ensure(weight.shape.len() == x.shape.len() && strides.len() == spatial && pads.len() == spatial, || {
@@ -194,14 +194,16 @@ fn conv(x: &Type, weight: &Type, strides: &[usize], pads: &[usize]) -> Inferred 
 }
 
 /// Size after a convolution. A kernel that covers its stride divides the size; one padded to its width keeps it.
-fn conv_axis(size: &Dim, kernel: usize, stride: usize, pad: usize) -> Result<Dim, String> {
+fn conv_axis(size: &Dim, kernel: usize, stride: usize, pads: [usize; 2]) -> Result<Dim, String> {
+    let pad = pads[0] + pads[1];
     match size {
         Dim::Fixed(n) => {
-            ensure(n + 2 * pad >= kernel, || format!("{n} is smaller than the kernel of {kernel}"))?;
-            Ok(Dim::Fixed((n + 2 * pad - kernel) / stride + 1))
+            ensure(n + pad >= kernel, || format!("{n} is smaller than the kernel of {kernel}"))?;
+            Ok(Dim::Fixed((n + pad - kernel) / stride + 1))
         }
-        _ if kernel == stride && pad == 0 => Ok(size / stride),
-        _ if stride == 1 && kernel == 2 * pad + 1 => Ok(size.clone()),
+        // Also a kernel one wider than its stride, if a zero stands behind the last element of an even number of them.
+        _ if kernel == stride + pad && pad <= 1 => Ok(size / stride),
+        _ if stride == 1 && kernel == pad + 1 => Ok(size.clone()),
         // A causal convolution: `kernel - 1` frames of the past stand before the frames it answers for.
         _ if stride == 1 && pad == 0 => {
             let name = size.to_string();

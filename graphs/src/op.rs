@@ -78,8 +78,8 @@ pub enum Op {
     Conv {
         /// Step of each spatial axis.
         strides: Vec<usize>,
-        /// Zeros on both sides of each spatial axis.
-        pads: Vec<usize>,
+        /// Zeros before and after each spatial axis.
+        pads: Vec<[usize; 2]>,
     },
     /// Layer normalization over the last axis, then `* scale + shift`.
     LayerNorm {

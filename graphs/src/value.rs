@@ -166,7 +166,7 @@ impl<'g> Value<'g> {
         weight: Value<'g>,
         bias: Option<Value<'g>>,
         strides: [usize; N],
-        pads: [usize; N],
+        pads: [[usize; 2]; N],
     ) -> Self {
         let parameters: Vec<_> = std::iter::once(weight).chain(bias).collect();
         self.with(Op::Conv { strides: strides.to_vec(), pads: pads.to_vec() }, &parameters)

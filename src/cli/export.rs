@@ -41,7 +41,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "FRAMESxHEIGHTxWIDTH")]
     shapes: Option<String>,
     /// Export only these
-    #[arg(long, value_delimiter = ',', default_value = "text-encoder,transformer,vae")]
+    #[arg(long, value_delimiter = ',', default_value = "text-encoder,transformer,vae-decoder,vae-encoder")]
     components: Vec<Part>,
     /// Replace the bundle at the output
     #[arg(long)]
@@ -82,7 +82,8 @@ enum Weights {
 enum Part {
     TextEncoder,
     Transformer,
-    Vae,
+    VaeDecoder,
+    VaeEncoder,
 }
 
 impl Args {
@@ -115,7 +116,8 @@ impl Part {
         match self {
             Self::TextEncoder => component == Component::TextEncoder,
             Self::Transformer => component == Component::Transformer,
-            Self::Vae => component == Component::Vae,
+            Self::VaeDecoder => component == Component::VaeDecoder,
+            Self::VaeEncoder => component == Component::VaeEncoder,
         }
     }
 }

@@ -80,13 +80,15 @@ pub enum Component {
     TextEncoder,
     /// The diffusion transformer.
     Transformer,
-    /// The VAE; its decoder.
-    Vae,
+    /// The VAE's decoder.
+    VaeDecoder,
+    /// The VAE's encoder, for images and videos to start from.
+    VaeEncoder,
 }
 
 impl Component {
-    /// All of them, in the order they run.
-    pub const ALL: [Self; 3] = [Self::TextEncoder, Self::Transformer, Self::Vae];
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::TextEncoder, Self::Transformer, Self::VaeDecoder, Self::VaeEncoder];
 
     /// Folder in the bundle.
     #[must_use]
@@ -94,14 +96,19 @@ impl Component {
         match self {
             Self::TextEncoder => "text_encoder",
             Self::Transformer => "transformer",
-            Self::Vae => "vae_decoder",
+            Self::VaeDecoder => "vae_decoder",
+            Self::VaeEncoder => "vae_encoder",
         }
     }
 
     /// Folder in the checkpoint.
     #[must_use]
     pub fn checkpoint_folder(self) -> &'static str {
-        if self == Self::Vae { "vae" } else { self.name() }
+        if self.is_vae() { "vae" } else { self.name() }
+    }
+
+    fn is_vae(self) -> bool {
+        matches!(self, Self::VaeDecoder | Self::VaeEncoder)
     }
 
     /// Weight files are called so: transformers' name or diffusers'.
@@ -109,11 +116,12 @@ impl Component {
         if self == Self::TextEncoder { "model" } else { "diffusion_pytorch_model" }
     }
 
-    /// File names of the graphs, and which part of the video each decodes.
+    /// File names of the graphs, and which part of the video each is for.
     pub(super) fn graphs(self) -> &'static [(&'static str, Part)] {
-        match self {
-            Self::Vae => &[("first.onnx", Part::First), ("next.onnx", Part::Next)],
-            _ => &[("model.onnx", Part::First)],
+        if self.is_vae() {
+            &[("first.onnx", Part::First), ("next.onnx", Part::Next)]
+        } else {
+            &[("model.onnx", Part::First)]
         }
     }
 }

@@ -134,7 +134,7 @@ fn patch_embedding<'g>(s: &Scope<'g>, cfg: &DitConfig, text: Value<'g>, latents:
     let weight = proj.weight_as("weight", &stored, &[width, cfg.in_channels, pt, p, p]);
     // 1.5's linear layer has a bias whatever `patch_bias` says.
     let bias = (cfg.patch_bias || cfg.patch_size_t.is_some()).then(|| proj.weight("bias", &[width]));
-    let patches = latents.transpose([0, 2, 1, 3, 4]).conv(weight, bias, [pt, p, p], [0, 0, 0]);
+    let patches = latents.transpose([0, 2, 1, 3, 4]).conv(weight, bias, [pt, p, p], [[0; 2]; 3]);
     drop(proj);
     let grid = [patches.dim(2), patches.dim(3), patches.dim(4)];
     let video_tokens = &Dim::product(&grid);

@@ -1,172 +1,57 @@
-//! The decoder of the 3D causal VAE (diffusers `models/autoencoders/autoencoder_kl_cogvideox.py`).
+//! The 3D causal VAE (diffusers `models/autoencoders/autoencoder_kl_cogvideox.py`).
 //!
-//! diffusers decodes two latent frames at a time. Group norms see only these frames and each causal convolution reads the
-//! last frames of the call before from a cache, so the calls are part of what the model computes. They become two
-//! graphs with the same weights: `first` pads the past with its first frame, `next` is fed the caches.
+//! diffusers decodes two latent frames at a time and encodes eight frames at a time. Group norms see only these frames and
+//! each causal convolution reads the last frames of the call before from a cache, so the calls are part of what the model
+//! computes. Each direction becomes two graphs with the same weights: `first` pads the past with its first frame, `next` is
+//! fed the caches.
 
-use crate::config::VaeConfig;
+mod decoder;
+mod encoder;
+
+pub use decoder::decoder;
+pub use encoder::encoder;
+
 use crate::scope::Scope;
-use crate::{BuildError, DType, Dim, Graph, Value, VideoDims, Weights, dims};
+use crate::{Dim, Value};
 
-/// Epsilon of the spatially conditioned norms; fixed in `CogVideoXSpatialNorm3D`.
-const SPATIAL_NORM_EPSILON: f32 = 1e-6;
+/// Epsilon of the norms that take none from the config: the spatially conditioned ones and the encoder's last.
+const NORM_EPSILON: f32 = 1e-6;
 /// Frames of the past a causal convolution of kernel 3 reads.
 const PAST: usize = 2;
 
-/// Which part of the video a graph decodes.
+/// Which part of the video a graph is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
-    /// The first latent frames: three, two or, of a single image, one.
+    /// The first frames: of latents three, two or, of a single image, one; of pixels up to fifteen.
     First,
-    /// Any two latent frames after those.
+    /// Any two latent frames, or eight frames of pixels, after those.
     Next,
 }
 
-/// The graph `latents` `[batch, latent_channels, frames, height, width]` → `sample`
-/// `[batch, out_channels, frames, height, width]` in pixels, both `f32`, with the convolution caches as outputs
-/// `<layer>.cache` and, in [`Part::Next`], as inputs `<layer>.past`, in the compute precision.
-///
-/// # Errors
-/// Tensors missing, unexpected or of the wrong shape.
-pub fn decoder(cfg: &VaeConfig, weights: &Weights, latents: &VideoDims, part: Part) -> Result<Graph, BuildError> {
-    let encoder = |name: &str| name.starts_with("encoder.");
-    crate::scope::build("vae", weights, encoder, |s| {
-        let VideoDims { frames, height, width } = latents;
-        let shape = dims![&Dim::named("batch"), cfg.latent_channels, frames, height, width];
-        let z = s.graph().input("latents", DType::F32, shape).narrow();
-        let decoder = Decoder { cfg, part, z };
-        s.graph().output("sample", decoder.decode(&s.at("decoder")));
-    })
-}
-
-/// Features and when they happen: for each frame, the latent frame it stems from.
-#[derive(Clone, Copy)]
-struct Frames<'g> {
-    /// `[batch, channels, frames, height, width]`.
-    x: Value<'g>,
-    /// Factor from latent to feature height and width.
-    scale: usize,
-    /// i64 `[frames]`; absent while features have the latents' frames.
-    latent_frame: Option<Value<'g>>,
-}
-
-struct Decoder<'a, 'g> {
-    cfg: &'a VaeConfig,
-    part: Part,
-    /// Latents, `[batch, latent channels, latent frames, height, width]`: they condition every norm.
-    z: Value<'g>,
-}
-
-impl<'g> Decoder<'_, 'g> {
-    fn decode(&self, s: &Scope<'g>) -> Value<'g> {
-        let cfg = self.cfg;
-        let widths: Vec<_> = cfg.block_out_channels.iter().rev().copied().collect();
-        let x = self.causal_conv(&s.at("conv_in"), self.z, widths[0]);
-        let mut f = Frames { x, scale: 1, latent_frame: None };
-        for i in 0..2 {
-            f = self.resnet(&s.at(format!("mid_block.resnets.{i}")), f, widths[0]);
+/// `CogVideoXCausalConv3d` of kernel 3: sees this frame and the two before it, and leaves its last two for the next call.
+fn causal_conv<'g>(s: &Scope<'g>, part: Part, x: Value<'g>, out: usize) -> Value<'g> {
+    let (g, path) = (s.graph(), s.path());
+    let past = match part {
+        Part::First => {
+            let first = x.slice(2, 0, 1);
+            g.concat(2, &[first, first])
         }
-        let time_doublings = cfg.temporal_compression_ratio.ilog2() as usize;
-        for (i, &width) in widths.iter().enumerate() {
-            let up = s.at(format!("up_blocks.{i}"));
-            for layer in 0..=cfg.layers_per_block {
-                f = self.resnet(&up.at(format!("resnets.{layer}")), f, width);
-            }
-            if i + 1 < widths.len() {
-                f = upsample(&up.at("upsamplers.0"), f, width, i < time_doublings);
-            }
+        Part::Next => {
+            let mut shape = x.shape();
+            shape[2] = Dim::Fixed(PAST);
+            g.state(&format!("{path}.past"), shape)
         }
-        let x = self.spatial_norm(&s.at("norm_out"), f).silu();
-        self.causal_conv(&s.at("conv_out"), x, cfg.out_channels)
-    }
-
-    fn resnet(&self, s: &Scope<'g>, f: Frames<'g>, width: usize) -> Frames<'g> {
-        let h = self.spatial_norm(&s.at("norm1"), f).silu();
-        let h = self.causal_conv(&s.at("conv1"), h, width);
-        let h = self.spatial_norm(&s.at("norm2"), Frames { x: h, ..f }).silu();
-        let h = self.causal_conv(&s.at("conv2"), h, width);
-        let shortcut = if channels(f.x) == width { f.x } else { conv(&s.at("conv_shortcut"), f.x, width, [1; 3]) };
-        Frames { x: h + shortcut, ..f }
-    }
-
-    /// `CogVideoXSpatialNorm3D`: group norm, scaled and shifted by two 1x1x1 convolutions of the latents.
-    ///
-    /// These convolutions commute with nearest-neighbour upsampling, so they run at latent resolution. Scale and shift are
-    /// widened along columns only and broadcast along rows.
-    fn spatial_norm(&self, s: &Scope<'g>, f: Frames<'g>) -> Value<'g> {
-        let width = channels(f.x);
-        let norm = s.at("norm_layer");
-        let [weight, bias] = ["weight", "bias"].map(|name| norm.weight_as(name, &[width], &[width, 1, 1, 1]));
-        drop(norm);
-        let [scale, shift] = ["conv_y", "conv_b"].map(|name| conv(&s.at(name).at("conv"), self.z, width, [1; 3]));
-        // (w n + b) y + c = (w y) n + (b y + c)
-        let widened = [weight * scale, bias * scale + shift].map(|y| {
-            let y = f.latent_frame.map_or(y, |index| y.gather(2, index));
-            let [batch, _, frames, rows, columns] = [0, 1, 2, 3, 4].map(|axis| y.dim(axis));
-            let rows = Dim::product([&frames, &rows]);
-            let wide = y.reshape(dims![&batch, width, &rows, &columns]).upsample([1, 1, 1, f.scale]);
-            wide.reshape(dims![&batch, width, &rows, 1, &(&columns * f.scale)])
-        });
-        let n = f.x.group_norm(self.cfg.norm_num_groups, SPATIAL_NORM_EPSILON);
-        let [batch, _, frames, rows, columns] = [0, 1, 2, 3, 4].map(|axis| n.dim(axis));
-        let latent_rows = &Dim::product([&frames, &rows]) / f.scale;
-        let n = n.reshape(dims![&batch, width, &latent_rows, f.scale, &columns]);
-        (n * widened[0] + widened[1]).reshape(f.x.shape())
-    }
-
-    /// `CogVideoXCausalConv3d` of kernel 3: sees this frame and the two before it, and leaves its last two for the next call.
-    fn causal_conv(&self, s: &Scope<'g>, x: Value<'g>, out: usize) -> Value<'g> {
-        let (g, path) = (s.graph(), s.path());
-        let past = match self.part {
-            Part::First => {
-                let first = x.slice(2, 0, 1);
-                g.concat(2, &[first, first])
-            }
-            Part::Next => {
-                let mut shape = x.shape();
-                shape[2] = Dim::Fixed(PAST);
-                g.state(&format!("{path}.past"), shape)
-            }
-        };
-        let x = g.concat(2, &[past, x]);
-        g.state_output(&format!("{path}.cache"), x.last(2, PAST));
-        conv(&s.at("conv"), x, out, [3; 3])
-    }
+    };
+    let x = g.concat(2, &[past, x]);
+    g.state_output(&format!("{path}.cache"), x.last(2, PAST));
+    conv(&s.at("conv"), x, out, [3; 3])
 }
 
 /// A 3D convolution, padded in space and not in time.
 fn conv<'g>(s: &Scope<'g>, x: Value<'g>, out: usize, kernel: [usize; 3]) -> Value<'g> {
     let [t, h, w] = kernel;
     let weight = s.weight("weight", &[out, channels(x), t, h, w]);
-    x.conv(weight, Some(s.weight("bias", &[out])), [1; 3], [0, h / 2, w / 2])
-}
-
-/// `CogVideoXUpsample3D`: twice the rows and columns, if `in_time` twice the frames, then a 2D convolution.
-fn upsample<'g>(s: &Scope<'g>, f: Frames<'g>, width: usize, in_time: bool) -> Frames<'g> {
-    let f = if in_time { double_frames(f) } else { f };
-    let s = s.at("conv");
-    let weight = s.weight_as("weight", &[width, width, 3, 3], &[width, width, 1, 3, 3]);
-    let x = f.x.upsample([1, 1, 1, 2, 2]).conv(weight, Some(s.weight("bias", &[width])), [1; 3], [0, 1, 1]);
-    Frames { x, scale: 2 * f.scale, ..f }
-}
-
-/// Each frame twice; of an odd number of frames, the first only once.
-fn double_frames(f: Frames<'_>) -> Frames<'_> {
-    let g = f.x.graph;
-    let before = f.x.dim(2);
-    let (size, index) = if let Some(n) = before.fixed() {
-        let odd = n % 2;
-        let source: Vec<_> = (0..2 * n - odd).map(|i| i64::try_from((i + odd) >> 1).unwrap_or(i64::MAX)).collect();
-        (Dim::Fixed(source.len()), g.integers(&[source.len()], &source))
-    } else {
-        let after = Dim::named(&format!("double({before})"));
-        let odd = g.size(&before).modulo(2);
-        let frame = g.range(&after, g.size(&before) * 2.0 - odd);
-        (after, (frame + odd) / 2.0)
-    };
-    debug_assert_eq!(index.dim(0), size);
-    let latent_frame = f.latent_frame.map_or(index, |frame| frame.gather(0, index));
-    Frames { x: f.x.gather(2, index), latent_frame: Some(latent_frame), ..f }
+    x.conv(weight, Some(s.weight("bias", &[out])), [1; 3], [[0; 2], [h / 2; 2], [w / 2; 2]])
 }
 
 fn channels(x: Value<'_>) -> usize {

@@ -287,7 +287,7 @@ impl Pass for Lower {
             Op::Linear => Some(vec![self.linear(x?, &inputs[1..], &types[0])]),
             Op::Conv { strides, pads } => {
                 let since = if types[0].dtype == DType::BF16 { 22 } else { 11 };
-                let pads = [pads.as_slice(), pads.as_slice()].concat();
+                let pads: Vec<_> = [0, 1].iter().flat_map(|&side| pads.iter().map(move |pad| pad[side])).collect();
                 one("Conv", since, vec![("pads", ints(&pads)), ("strides", ints(strides))])
             }
             Op::LayerNorm { epsilon } => {
