@@ -3,6 +3,7 @@
 pub mod bundle;
 pub mod cli;
 pub mod export;
+pub mod picture;
 pub mod pipeline;
 pub mod positions;
 pub mod rng;

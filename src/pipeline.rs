@@ -3,6 +3,7 @@
 //! Each stage loads its graphs, runs and frees them before the next one starts: the peak is the largest stage.
 
 mod request;
+mod start;
 mod transformer;
 mod vae;
 
@@ -18,7 +19,8 @@ use crate::runtime::{Device, Input, Runtime, RuntimeError, Session};
 use crate::scheduler::{Sampler, SchedulerConfig, SchedulerError, guidance_scale, guide};
 use crate::tokenizer::{Tokenizer, TokenizerError};
 
-pub use request::Request;
+pub use request::{Request, Start};
+pub use start::Started;
 pub use transformer::Transformer;
 pub use vae::Vae;
 pub(crate) use vae::{FRAME_CHUNK, LATENT_CHUNK, first_chunk};
@@ -59,6 +61,8 @@ pub enum PipelineError {
 pub enum Stage {
     /// The prompt is tokenized and encoded.
     Text,
+    /// The VAE encodes the image or video the run starts from.
+    Encode,
     /// The transformer removes noise.
     Denoise,
     /// The VAE makes frames.
@@ -70,10 +74,10 @@ pub trait Observer {
     /// A stage begins.
     fn stage(&mut self, _stage: Stage) {}
 
-    /// The noise the run starts from, `[1, frames, channels, height, width]`.
-    fn noise(&mut self, _noise: &ArrayD<f32>) {}
+    /// The run starts from this.
+    fn start(&mut self, _start: &Started) {}
 
-    /// Step `step` of `steps` is done; `latents` as [`Observer::noise`].
+    /// Step `step` of `steps` is done; `latents` are `[1, frames, channels, height, width]`.
     fn step(&mut self, _step: usize, _steps: usize, _latents: &ArrayD<f32>) {}
 
     /// The next frames are ready: `[frames, height, width, 3]` in 0..1, of `total` in all.
@@ -184,19 +188,30 @@ impl Pipeline {
         Ok(Vae::encoder([self.load("vae_encoder", "first.onnx")?, self.load("vae_encoder", "next.onnx")?]))
     }
 
+    /// Whether the model continues a given first frame.
+    #[must_use]
+    pub fn takes_image(&self) -> bool {
+        self.dit.in_channels == 2 * self.vae.latent_channels
+    }
+
     /// Make a video.
     ///
     /// # Errors
     /// A request the model cannot fulfil, a failure of the runtime or the observer, or an interrupt.
     pub fn generate(&self, request: &Request, observer: &mut dyn Observer) -> Result<(), PipelineError> {
-        let latents = self.check(request)?;
-        let mut sampler = Sampler::new(&self.scheduler, request.scheduler, request.steps)?;
+        let plan = self.check(request)?;
+        let mut sampler = Sampler::from_step(&self.scheduler, request.scheduler, request.steps, plan.skip)?;
+        let mut generator = TorchGenerator::new(request.seed);
         observer.stage(Stage::Text);
         let text = self.encode_prompts(request)?;
+        if request.start != Start::Noise {
+            observer.stage(Stage::Encode);
+        }
+        let start = self.start(request, plan.shape, &sampler, &mut generator)?;
+        observer.start(&start);
         observer.stage(Stage::Denoise);
-        let padding = latents.padding;
-        let mut latents = self.denoise(request, &mut sampler, &latents.shape, &text, observer)?;
-        latents.slice_axis_inplace(Axis(1), Slice::from(padding..));
+        let mut latents = self.denoise(request, &mut sampler, start, &text, &mut generator, observer)?;
+        latents.slice_axis_inplace(Axis(1), Slice::from(plan.padding..));
         observer.stage(Stage::Decode);
         self.decode(&latents, observer)
     }
@@ -214,28 +229,26 @@ impl Pipeline {
         &self,
         request: &Request,
         sampler: &mut Sampler,
-        shape: &[usize],
+        start: Started,
         text: &ArrayD<f32>,
+        generator: &mut TorchGenerator,
         observer: &mut dyn Observer,
     ) -> Result<ArrayD<f32>, PipelineError> {
         let mut transformer = self.transformer()?;
-        let mut generator = TorchGenerator::new(request.seed);
-        let sigma = sampler.init_noise_sigma();
-        let noise = generator.randn(shape.iter().product()).into_iter().map(|x| x * sigma).collect();
-        let mut latents = ArrayD::from_shape_vec(IxDyn(shape), noise).expect("as many numbers as the shape has");
-        observer.noise(&latents);
+        let Started { mut latents, image_latents, .. } = start;
         let timesteps = sampler.timesteps().to_vec();
         for (i, &t) in timesteps.iter().enumerate() {
+            let input =
+                image_latents.as_ref().map_or_else(|| latents.clone(), |image| concatenate![Axis(2), latents, *image]);
             let output = if request.is_guided() {
-                let twice = concatenate![Axis(0), latents, latents];
-                let output = transformer.predict(&twice, text, t)?;
+                let output = transformer.predict(&concatenate![Axis(0), input, input], text, t)?;
                 let (uncond, text) = output.as_slice().unwrap_or_default().split_at(latents.len());
-                guide(uncond, text, guidance_scale(t, request.guidance, request.dynamic_cfg, request.steps))
+                guide(uncond, text, guidance_scale(t, request.guidance, request.dynamic_cfg, timesteps.len()))
             } else {
-                transformer.predict(&latents, text, t)?.into_raw_vec_and_offset().0
+                transformer.predict(&input, text, t)?.into_raw_vec_and_offset().0
             };
             let sample = latents.as_slice_mut().expect("made in standard order");
-            sampler.step(i, &output, sample, &mut generator)?;
+            sampler.step(i, &output, sample, generator)?;
             finite(&latents, "transformer")?;
             observer.step(i + 1, timesteps.len(), &latents);
         }

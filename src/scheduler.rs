@@ -180,8 +180,16 @@ impl Sampler {
     /// # Errors
     /// A setting out of range, a number of steps the schedule cannot give, or a step whose factors are not finite.
     pub fn new(config: &SchedulerConfig, kind: Kind, steps: usize) -> Result<Self, SchedulerError> {
+        Self::from_step(config, kind, steps, 0)
+    }
+
+    /// Plans the steps from `first` on, for a walk that starts from a noisy video rather than from noise.
+    ///
+    /// # Errors
+    /// As [`Sampler::new`].
+    pub fn from_step(config: &SchedulerConfig, kind: Kind, steps: usize, first: usize) -> Result<Self, SchedulerError> {
         let schedule = Schedule::new(config)?;
-        let timesteps = config.timesteps(steps)?;
+        let timesteps: Vec<_> = config.timesteps(steps)?.into_iter().skip(first).collect();
         let stride = i64::try_from(config.num_train_timesteps / steps).unwrap_or(i64::MAX);
         let mut planned = Vec::with_capacity(steps);
         for (step, &timestep) in timesteps.iter().enumerate() {
@@ -199,6 +207,22 @@ impl Sampler {
             planned.push(factors);
         }
         Ok(Self { timesteps, steps: planned, next: 0, previous: Vec::new() })
+    }
+
+    /// `sample` with as much of `noise` in it as the first step expects (`add_noise`).
+    ///
+    /// # Errors
+    /// A setting out of range.
+    #[expect(clippy::cast_possible_truncation, reason = "the schedule is `float32` here, as the sample is")]
+    pub fn add_noise(
+        &self,
+        config: &SchedulerConfig,
+        sample: &[f32],
+        noise: &[f32],
+    ) -> Result<Vec<f32>, SchedulerError> {
+        let signal = Schedule::new(config)?.signal(self.timesteps.first().copied().unwrap_or(0)) as f32;
+        let (of_sample, of_noise) = (signal.sqrt(), (1.0 - signal).sqrt());
+        Ok(sample.iter().zip(noise).map(|(&x, &n)| of_sample * x + of_noise * n).collect())
     }
 
     /// The timesteps, from noise to clean: what the denoiser gets at each step.

@@ -7,7 +7,8 @@ use ndarray::{ArrayD, Axis, Slice};
 use serde::Serialize;
 
 use crate::bundle::Manifest;
-use crate::pipeline::{Observer, Pipeline, PipelineError, Vae};
+use crate::picture::PictureError;
+use crate::pipeline::{Observer, Pipeline, PipelineError, Start, Started, Vae};
 
 pub use reference::{Reference, ReferenceError};
 
@@ -20,6 +21,8 @@ pub enum VerifyError {
     Reference(#[from] ReferenceError),
     #[error(transparent)]
     Pipeline(#[from] PipelineError),
+    #[error(transparent)]
+    Picture(#[from] PictureError),
 }
 
 /// How far a bundle may be from the reference.
@@ -191,14 +194,14 @@ fn join(parts: &[ArrayD<f32>], axis: usize) -> Option<ArrayD<f32>> {
 /// What a run leaves behind.
 #[derive(Default)]
 struct Recorder {
-    noise: Option<ArrayD<f32>>,
+    start: Option<Started>,
     latents: Vec<ArrayD<f32>>,
     frames: Vec<ArrayD<f32>>,
 }
 
 impl Observer for Recorder {
-    fn noise(&mut self, noise: &ArrayD<f32>) {
-        self.noise = Some(noise.clone());
+    fn start(&mut self, start: &Started) {
+        self.start = Some(start.clone());
     }
 
     fn step(&mut self, _: usize, _: usize, latents: &ArrayD<f32>) {
@@ -213,12 +216,29 @@ impl Observer for Recorder {
 
 fn whole_run(pipeline: &Pipeline, reference: &Reference, limits: Limits) -> Result<Vec<Row>, VerifyError> {
     let request = reference.request(pipeline)?;
+    let mut rows = vec![];
+    if let Some((name, pixels)) = match &request.start {
+        Start::Noise => None,
+        Start::Image(image) => Some(("pipeline/image", image)),
+        Start::Video { frames, .. } => Some(("pipeline/video", frames)),
+    } && reference.has(name)
+    {
+        rows.push(row(name, &pixels.clone().insert_axis(Axis(0)), &reference.floats(name)?, limits.network)?);
+    }
     let mut run = Recorder::default();
     pipeline.generate(&request, &mut run)?;
-    let mut rows = vec![];
-    if reference.has("pipeline/noise") {
-        let noise = run.noise.unwrap_or_default();
-        rows.push(row("pipeline/noise", &noise, &reference.floats("pipeline/noise")?, 1e-6)?);
+    if let Some(start) = &run.start {
+        let starts = [
+            ("pipeline/image_latents", start.image_latents.as_ref(), limits.vae),
+            ("pipeline/video_latents", start.video_latents.as_ref(), limits.vae),
+            ("pipeline/noise", Some(&start.noise), 1e-6),
+            ("pipeline/init_latents", Some(&start.latents), limits.vae),
+        ];
+        for (name, found, limit) in starts {
+            if let Some(found) = found.filter(|_| reference.has(name)) {
+                rows.push(row(name, found, &reference.floats(name)?, limit)?);
+            }
+        }
     }
     // `latents.N` is after step N, counted from 0 as diffusers' callbacks do, or from 1 where there is no 0.
     let first = usize::from(!reference.has("pipeline/latents.0"));

@@ -9,7 +9,8 @@ use ndarray::ArrayD;
 
 use super::progress::Progress;
 use super::{Answer, open};
-use crate::pipeline::{Observer, Pipeline, Request, Stage};
+use crate::picture;
+use crate::pipeline::{Observer, Pipeline, Request, Stage, Start};
 use crate::scheduler::Kind;
 use crate::video::{Format, FrameSink, open_sink, to_rgb8};
 
@@ -42,7 +43,16 @@ pub(super) struct Args {
     /// Let the guidance change over the steps, as 5B's examples do
     #[arg(long)]
     dynamic_cfg: bool,
-    /// Frames: 4N + 1 [default: the checkpoint's]
+    /// Start from this image (PNG, JPEG, GIF), for image-to-video models
+    #[arg(long, conflicts_with = "video")]
+    image: Option<PathBuf>,
+    /// Start from this video: .npy (uint8 [frames, height, width, 3]), .gif, or a folder of images
+    #[arg(long)]
+    video: Option<PathBuf>,
+    /// How much of the video is made anew, from 0 to 1: the share of the steps that are taken
+    #[arg(long, default_value_t = 0.8)]
+    strength: f64,
+    /// Frames: 4N + 1 [default: the checkpoint's, or the video's]
     #[arg(long)]
     frames: Option<usize>,
     /// Rows of pixels [default: the checkpoint's]
@@ -99,6 +109,14 @@ fn request(args: &Args, pipeline: &Pipeline) -> anyhow::Result<Request> {
         Some(Sampler::Dpm) => Kind::Dpm,
         None => request.scheduler,
     };
+    let size = [request.height, request.width];
+    if let Some(path) = &args.image {
+        request.start = Start::Image(picture::image(path, size)?);
+    } else if let Some(path) = &args.video {
+        let frames = picture::video(path, size)?;
+        request.frames = args.frames.unwrap_or(frames.shape()[1]);
+        request.start = Start::Video { frames, strength: args.strength };
+    }
     let ratio = pipeline.vae.temporal_compression_ratio;
     if request.frames == 0 || !(request.frames - 1).is_multiple_of(ratio) {
         let below = request.frames.saturating_sub(1) / ratio * ratio + 1;
@@ -131,7 +149,7 @@ impl Observer for Watcher {
         self.progress = match stage {
             Stage::Denoise => Some(Progress::steps("denoising", self.steps)),
             // Encoding takes one call; decoding knows its frames when the first ones come.
-            Stage::Text | Stage::Decode => None,
+            Stage::Text | Stage::Encode | Stage::Decode => None,
         };
     }
 

@@ -1,5 +1,7 @@
 //! What a video is to be.
 
+use ndarray::ArrayD;
+
 use super::{Pipeline, PipelineError};
 use crate::scheduler::Kind;
 
@@ -33,6 +35,25 @@ pub struct Request {
     pub width: usize,
     /// Which sampler.
     pub scheduler: Kind,
+    /// What the video starts from.
+    pub start: Start,
+}
+
+/// What a video starts from.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum Start {
+    /// Noise alone.
+    #[default]
+    Noise,
+    /// A first frame `[3, height, width]` in -1..1, for image-to-video models.
+    Image(ArrayD<f32>),
+    /// A video.
+    Video {
+        /// `[3, frames, height, width]` in -1..1.
+        frames: ArrayD<f32>,
+        /// Share of the steps that are taken, from 0 to 1.
+        strength: f64,
+    },
 }
 
 /// The latents the transformer works on.
@@ -41,6 +62,8 @@ pub(super) struct LatentShape {
     pub shape: [usize; 5],
     /// Frames at the start that fill up the first patch in time (1.5) and are not decoded.
     pub padding: usize,
+    /// Steps left out at the start, where a video is the start.
+    pub skip: usize,
 }
 
 impl Request {
@@ -71,6 +94,7 @@ impl Pipeline {
             height: size(fixed.height, self.dit.sample_height * scale),
             width: size(fixed.width, self.dit.sample_width * scale),
             scheduler: self.scheduler.kind()?,
+            start: Start::Noise,
         })
     }
 
@@ -103,7 +127,46 @@ impl Pipeline {
         }
         let frames = (request.frames - 1) / time + 1;
         let padding = frames.next_multiple_of(self.dit.patch_size_t.unwrap_or(1)) - frames;
-        let shape = [1, padding + frames, self.dit.in_channels, request.height / space, request.width / space];
-        Ok(LatentShape { shape, padding })
+        let learned = self.dit.sample_grid();
+        let grid = [frames, request.height / unit, request.width / unit];
+        if self.dit.use_learned_positional_embeddings && grid != learned {
+            let own = [(learned[0] - 1) * time + 1, learned[1] * unit, learned[2] * unit].map(|n| n.to_string());
+            let found = [request.frames, request.height, request.width].map(|n| n.to_string());
+            let expected = format!("{}, the size of the model's learned positions", own.join("x"));
+            return wrong("frames, height, width", expected, found.join("x"));
+        }
+        let skip = self.check_start(request, padding)?;
+        let shape = [1, padding + frames, self.vae.latent_channels, request.height / space, request.width / space];
+        Ok(LatentShape { shape, padding, skip })
+    }
+
+    /// How many steps are skipped, if the model can start from what the request starts from.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)] // A share of the steps.
+    fn check_start(&self, request: &Request, padding: usize) -> Result<usize, PipelineError> {
+        let wrong = |field, expected: &str, found: String| {
+            Err(PipelineError::Request { field, expected: expected.into(), found })
+        };
+        let size = [3, request.height, request.width];
+        match (&request.start, self.takes_image()) {
+            (Start::Noise, false) => Ok(0),
+            (Start::Image(image), true) if image.shape() == size => Ok(0),
+            (Start::Image(image), true) => wrong("image", &format!("{size:?}"), format!("{:?}", image.shape())),
+            (_, true) => wrong("image", "an image: this is an image-to-video model", "none".into()),
+            (Start::Image(_), false) => wrong("image", "none: this is not an image-to-video model", "an image".into()),
+            (Start::Video { frames, strength }, false) => {
+                let size = [3, request.frames, request.height, request.width];
+                let taken = (request.steps as f64 * strength) as usize;
+                if !(0.0..=1.0).contains(strength) || taken == 0 {
+                    return wrong("strength", "a number up to 1 that leaves at least one step", strength.to_string());
+                }
+                if frames.shape() != size {
+                    return wrong("video", &format!("{size:?}"), format!("{:?}", frames.shape()));
+                }
+                if padding > 0 {
+                    return wrong("video", "a number of frames in whole patches", request.frames.to_string());
+                }
+                Ok(request.steps - taken)
+            }
+        }
     }
 }

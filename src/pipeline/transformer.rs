@@ -7,6 +7,9 @@ use super::PipelineError;
 use crate::positions::{RotaryGrid, rotary_3d, sincos_3d};
 use crate::runtime::{Input, Session};
 
+/// The offset that 1.5's image-to-video pipeline gives its model.
+const OFS: f32 = 2.0;
+
 /// A loaded transformer.
 pub struct Transformer<'a> {
     session: Session,
@@ -48,12 +51,15 @@ impl<'a> Transformer<'a> {
             Some(made) if made.grid == grid && made.text == tokens => made,
             _ => Positions { grid, text: tokens, tables: self.tables(grid, tokens)? },
         };
-        let timestep = arr1(&[timestep as f32]).into_dyn();
+        let (timestep, ofs) = (arr1(&[timestep as f32]).into_dyn(), arr1(&[OFS]).into_dyn());
         let mut inputs = vec![
             ("hidden_states", Input::Float(latents.view())),
             ("encoder_hidden_states", Input::Float(text.view())),
             ("timestep", Input::Float(timestep.view())),
         ];
+        if self.config.ofs_embed_dim.is_some() {
+            inputs.push(("ofs", Input::Float(ofs.view())));
+        }
         inputs.extend(positions.tables.iter().map(|(name, table)| (*name, Input::Float(table.view()))));
         let sample = self.session.run(&inputs)?.array("sample")?;
         self.positions = Some(positions);
@@ -68,12 +74,19 @@ impl<'a> Transformer<'a> {
             expected: format!("[batch, frames, {}, height, width] in patches of {pt}x{p}x{p}", self.config.in_channels),
             found: latents.shape().to_vec(),
         };
+        let learned = self.config.use_learned_positional_embeddings.then(|| self.config.sample_grid());
         let &[_, frames, channels, height, width] = latents.shape() else { return Err(wrong()) };
         let whole = frames % pt == 0 && height % p == 0 && width % p == 0;
         if !whole || channels != self.config.in_channels {
             return Err(wrong());
         }
-        Ok([frames / pt, height / p, width / p])
+        let grid = [frames / pt, height / p, width / p];
+        // diffusers adds sine positions where the number of frames is not the learned one; the model never saw those.
+        if let Some(learned) = learned.filter(|learned| *learned != grid) {
+            let expected = format!("latents of {learned:?} patches, the size of the learned positions");
+            return Err(PipelineError::Shape { name: "hidden_states".into(), expected, found: grid.to_vec() });
+        }
+        Ok(grid)
     }
 
     /// The graph's position inputs.

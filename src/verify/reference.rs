@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use ndarray::{ArrayD, IxDyn};
 use safetensors::{Dtype, SafeTensors};
 
-use crate::pipeline::{Pipeline, PipelineError, Request};
+use crate::picture;
+use crate::pipeline::{Pipeline, Request, Start};
 use crate::scheduler::Kind;
 
 /// Why a reference cannot be used.
@@ -141,9 +142,17 @@ impl Reference {
             Some("dpm") => Kind::Dpm,
             Some(other) => return Err(setting("scheduler", "`ddim` or `dpm`", other).into()),
         };
-        if self.text("image").is_some_and(|image| image != "False") {
-            let expected = "text to video only".to_string();
-            return Err(PipelineError::Request { field: "image", expected, found: "an image".into() }.into());
+        let beside = |ending: &str| {
+            let stem = self.path.file_stem().unwrap_or_default().to_string_lossy();
+            self.path.with_file_name(format!("{stem}-input.{ending}"))
+        };
+        let size = [request.height, request.width];
+        if self.text("image") == Some("True") {
+            request.start = Start::Image(picture::image(&beside("png"), size)?);
+        } else if self.text("video") == Some("True") {
+            let mut strength = 0.8;
+            self.set("strength", "a number", &mut strength)?;
+            request.start = Start::Video { frames: picture::video(&beside("npy"), size)?, strength };
         }
         Ok(request)
     }
