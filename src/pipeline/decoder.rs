@@ -31,7 +31,7 @@ impl Decoder {
         latents: &ArrayD<f32>,
         mut each: impl FnMut(ArrayD<f32>) -> Result<(), PipelineError>,
     ) -> Result<(), PipelineError> {
-        let &[_, _, frames, _, _] = latents.shape() else {
+        let &[batch @ (1..), _, frames @ (1..), _, _] = latents.shape() else {
             let (name, expected) = ("latents".into(), "[batch, channels, frames, height, width]".into());
             return Err(PipelineError::Shape { name, expected, found: latents.shape().to_vec() });
         };
@@ -44,7 +44,12 @@ impl Decoder {
             let mut inputs = vec![("latents", Input::Float(chunk.view()))];
             inputs.extend(caches.iter().map(|(name, state)| (name.as_str(), Input::State(state))));
             let mut outputs = graph.run(&inputs)?;
-            each(outputs.array("sample")?)?;
+            let sample = outputs.array("sample")?;
+            if !matches!(sample.shape(), &[b, 3, (1..), (1..), (1..)] if b == batch) {
+                let (name, expected) = ("sample".into(), format!("[{batch}, 3, frames, height, width]"));
+                return Err(PipelineError::Shape { name, expected, found: sample.shape().to_vec() });
+            }
+            each(sample)?;
             // What a call leaves as `<layer>.cache` is the next one's `<layer>.past`.
             let past = |name: String| name.strip_suffix(".cache").map_or(name.clone(), |layer| format!("{layer}.past"));
             caches = outputs.into_states("sample").map(|(name, state)| (past(name), state)).collect();

@@ -9,6 +9,8 @@ const STEPS: usize = 50;
 const GUIDANCE: f64 = 6.0;
 /// Largest video in pixels a side and in frames; more is a mistake.
 const MOST: usize = 65_536;
+/// Most patches of a video, some ten times those of the largest model's longest; attention is quadratic in them.
+const MOST_PATCHES: usize = 1 << 20;
 
 /// A video to be made.
 #[derive(Clone, Debug, PartialEq)]
@@ -67,7 +69,10 @@ impl Pipeline {
     }
 
     /// The latents' shape `[1, frames, channels, height, width]`, if the model can make the video.
-    pub(super) fn check(&self, request: &Request) -> Result<Vec<usize>, PipelineError> {
+    ///
+    /// # Errors
+    /// What the model cannot fulfil.
+    pub fn check(&self, request: &Request) -> Result<Vec<usize>, PipelineError> {
         let wrong = |field, expected: String, found: String| Err(PipelineError::Request { field, expected, found });
         let (time, space) = (self.vae.temporal_compression_ratio, self.vae.spatial_compression_ratio());
         let unit = space * self.dit.patch_size;
@@ -94,6 +99,11 @@ impl Pipeline {
             }
         }
         let frames = (request.frames - 1) / time + 1;
+        let patches = frames.saturating_mul(request.height / unit).saturating_mul(request.width / unit);
+        if patches > MOST_PATCHES {
+            let expected = format!("at most {MOST_PATCHES} patches with `--height` and `--width`");
+            return wrong("frames", expected, patches.to_string());
+        }
         Ok(vec![1, frames, self.dit.in_channels, request.height / space, request.width / space])
     }
 }

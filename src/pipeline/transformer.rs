@@ -41,9 +41,14 @@ impl<'a> Transformer<'a> {
             ),
             found: latents.shape().to_vec(),
         };
-        let &[_, frames, channels, height, width] = latents.shape() else { return Err(wrong()) };
+        let &[batch @ (1..), frames, channels, height, width] = latents.shape() else { return Err(wrong()) };
         if channels != self.config.in_channels || height % patch != 0 || width % patch != 0 {
             return Err(wrong());
+        }
+        let embedding = self.config.text_embed_dim;
+        if !matches!(text.shape(), &[b, _, e] if b == batch && e == embedding) {
+            let (name, expected) = ("encoder_hidden_states".into(), format!("[{batch}, tokens, {embedding}]"));
+            return Err(PipelineError::Shape { name, expected, found: text.shape().to_vec() });
         }
         let grid = [frames, height / patch, width / patch];
         let positions = match self.positions.take() {
@@ -59,6 +64,10 @@ impl<'a> Transformer<'a> {
         ];
         let sample = self.session.run(&inputs)?.array("sample")?;
         self.positions = Some((grid, positions));
+        if sample.shape() != latents.shape() {
+            let (name, expected) = ("sample".into(), format!("{:?}", latents.shape()));
+            return Err(PipelineError::Shape { name, expected, found: sample.shape().to_vec() });
+        }
         Ok(sample)
     }
 
