@@ -76,12 +76,12 @@ fn exit(result: anyhow::Result<Answer>) -> ExitCode {
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         // Whatever failed then failed because of it.
         Err(_) if interrupt::asked().load(Ordering::SeqCst) => {
-            eprintln!("error: interrupted");
+            progress::say("error: interrupted");
             ExitCode::from(130)
         }
         Err(error) => {
             // Messages name their sources.
-            eprintln!("error: {error}");
+            progress::say(&format!("error: {error}"));
             ExitCode::from(2)
         }
     }

@@ -133,3 +133,15 @@ fn ctrl_c_during_a_run_leaves_nothing() {
     assert_eq!((status.code(), rest), (Some(130), vec!["error: interrupted".to_string()]));
     assert_eq!(scene.names(), ["ckpt"]);
 }
+
+#[test]
+fn output_that_nobody_reads_is_no_error() {
+    for line in ["cogvx-export CKPT -o OUT", "cogvx run CKPT -p fox --steps 2 -o OUT.npy"] {
+        let scene = Scene::new("2b-fp32");
+        let mut child = scene.command(line).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
+        drop((child.stdout.take(), child.stderr.take()));
+        let status = wait(&mut child, PATIENCE).expect("it does not hang");
+        assert_eq!(status.code(), Some(0), "{line}");
+        assert_eq!(scene.names().len(), 2, "{line}");
+    }
+}

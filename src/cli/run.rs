@@ -1,5 +1,6 @@
 //! `cogvx run`.
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -81,7 +82,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     opened.pipeline.generate(&request, &mut watcher)?;
     watcher.clear();
     watcher.sink.finish()?;
-    println!("{}: {} frames of {}x{}", args.output.display(), watcher.written, request.width, request.height);
+    let (output, written) = (args.output.display(), watcher.written);
+    writeln!(std::io::stdout(), "{output}: {written} frames of {}x{}", request.width, request.height)?;
     Ok(Answer::Done)
 }
 
