@@ -1,19 +1,22 @@
 //! The command line: `cogvx <command>`, and `cogvx-export` for `cogvx export`.
 
 mod export;
+mod interrupt;
 mod progress;
 mod run;
 mod verify;
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::atomic::Ordering;
 
+use clap::builder::RangedU64ValueParser;
 use clap::{Parser, Subcommand};
 
 use crate::bundle::Bundle;
 use crate::export::ExportOptions;
 use crate::pipeline::{self, Pipeline};
-use crate::runtime::{Runtime, RuntimeError};
+use crate::runtime::Runtime;
 
 /// `CogVideoX` checkpoints to ONNX engines, and prompts to videos, without Python or `PyTorch`.
 #[derive(Parser)]
@@ -49,6 +52,7 @@ enum Answer {
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    interrupt::listen();
     exit(match &cli.command {
         Command::Export(args) => export::run(args),
         Command::Verify(args) => verify::run(args),
@@ -59,7 +63,9 @@ pub fn main() -> ExitCode {
 /// `cogvx-export`.
 #[must_use]
 pub fn export_main() -> ExitCode {
-    exit(export::run(&ExportCli::parse().args))
+    let cli = ExportCli::parse();
+    interrupt::listen();
+    exit(export::run(&cli.args))
 }
 
 /// Exit codes are a contract: 0 done, 1 the answer is no, 2 error, 130 interrupted.
@@ -68,10 +74,15 @@ fn exit(result: anyhow::Result<Answer>) -> ExitCode {
         Ok(Answer::Done) => ExitCode::SUCCESS,
         Ok(Answer::No) => ExitCode::from(1),
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        // Whatever failed then failed because of it.
+        Err(_) if interrupt::asked().load(Ordering::SeqCst) => {
+            progress::say("error: interrupted");
+            ExitCode::from(130)
+        }
         Err(error) => {
-            eprintln!("error: {error:#}");
-            let interrupted = error.chain().any(|e| matches!(e.downcast_ref(), Some(RuntimeError::Interrupted)));
-            ExitCode::from(if interrupted { 130 } else { 2 })
+            // Messages name their sources.
+            progress::say(&format!("error: {error}"));
+            ExitCode::from(2)
         }
     }
 }
@@ -88,15 +99,18 @@ struct Opened {
     _exported: Option<tempfile::TempDir>,
 }
 
-/// Open the bundle or checkpoint at `path` for running with `threads` threads; Ctrl-C then ends the run under way.
+/// Reads a number of threads: more than there are cores is a mistake, and a million of them would be started.
+fn threads() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(0..=1024)
+}
+
+/// Open the bundle or checkpoint at `path` for running with `threads` threads; Ctrl-C ends the run under way.
 fn open(path: &Path, threads: usize) -> anyhow::Result<Opened> {
     let is_checkpoint = !pipeline::is_bundle(path) && path.join("model_index.json").exists();
     let exported = if is_checkpoint { Some(export_aside(path)?) } else { None };
     let bundle = Bundle::open(exported.as_ref().map(|dir| dir.path().join("bundle")).as_deref().unwrap_or(path))?;
     let runtime = Runtime::start(pipeline::device(&bundle.manifest().target), threads)?;
-    let interrupt = runtime.interrupt();
-    // The handler can be set once a process; a command opens one bundle.
-    let _ = ctrlc::set_handler(move || interrupt.stop());
+    interrupt::ends(runtime.interrupt());
     Ok(Opened { pipeline: Pipeline::open(bundle, runtime)?, _exported: exported })
 }
 
@@ -106,6 +120,7 @@ fn export_aside(checkpoint: &Path) -> anyhow::Result<tempfile::TempDir> {
     let parent = checkpoint.canonicalize().ok().and_then(|p| Some(p.parent()?.to_path_buf()));
     let beside = parent.and_then(|parent| folder.tempdir_in(parent).ok());
     let folder = beside.map_or_else(|| folder.tempdir(), Ok)?;
-    crate::export::export(checkpoint, &folder.path().join("bundle"), &ExportOptions::default(), |_| {})?;
+    let options = ExportOptions { stop: interrupt::asked(), ..ExportOptions::default() };
+    crate::export::export(checkpoint, &folder.path().join("bundle"), &options, |_| {})?;
     Ok(folder)
 }

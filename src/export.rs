@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use cogvx_graphs::config::{ConfigError, DitConfig, PipelineClass, PipelineIndex, T5Config, VaeConfig};
 use cogvx_graphs::model::{dit, t5, vae};
 use cogvx_graphs::pass::{self, Lower, Precision};
+use cogvx_graphs::source::{SourceError, resolve_inside, root_of};
 use cogvx_graphs::weights::WeightsError;
 use cogvx_graphs::{BuildError, DType, Dim, Graph, Problem, VideoDims, Weights, onnx};
 
@@ -27,6 +28,8 @@ use storage::Storage;
 #[allow(missing_docs)]
 pub enum ExportError {
     #[error(transparent)]
+    Source(#[from] SourceError),
+    #[error(transparent)]
     Config(#[from] ConfigError),
     #[error(transparent)]
     Weights(#[from] WeightsError),
@@ -39,7 +42,7 @@ pub enum ExportError {
     #[error(transparent)]
     Scheduler(#[from] SchedulerError),
     /// A model of the family that cogvx cannot export yet.
-    #[error("`{}`: {feature} is not supported yet", file.display())]
+    #[error("`{}`: not supported yet: {feature}", file.display())]
     Unsupported { file: PathBuf, feature: &'static str },
     /// Parts that do not belong together.
     #[error("`{}`: expected `{field}` of {expected} as in {with}, found {found}", file.display())]
@@ -108,7 +111,7 @@ pub fn export(
 ) -> Result<Report, ExportError> {
     let configs = read_configs(checkpoint)?;
     let sizes = Sizes::new(&configs, options)?;
-    let writer = BundleWriter::create(output, Some(checkpoint), options.overwrite)?;
+    let writer = BundleWriter::create(output, Some(checkpoint), options.overwrite)?.until(options.stop.clone());
     let mut bundle =
         Exporter { options, writer: &writer, graphs: vec![], components: BTreeMap::new(), accuracy: DType::F32 };
 
@@ -158,7 +161,9 @@ fn read_configs(checkpoint: &Path) -> Result<Configs, ExportError> {
         index,
     };
     Tokenizer::open(&checkpoint.join("tokenizer"))?;
-    SchedulerConfig::open(&checkpoint.join("scheduler/scheduler_config.json"))?;
+    let scheduler_file = checkpoint.join("scheduler/scheduler_config.json");
+    let kind = SchedulerConfig::open(&scheduler_file)?.kind();
+    kind.map_err(|source| SchedulerError::In { path: scheduler_file, source: Box::new(source) })?;
 
     let unsupported = |file: &Path, feature| Err(ExportError::Unsupported { file: file.into(), feature });
     if configs.dit.patch_size_t.is_some() && !configs.dit.use_rotary_positional_embeddings {
@@ -290,10 +295,12 @@ fn ports(values: &[(String, cogvx_graphs::op::Type)]) -> Vec<bundle::Port> {
 fn copy_folder(writer: &BundleWriter, checkpoint: &Path, name: &str) -> Result<(), ExportError> {
     let folder = checkpoint.join(name);
     let io = |source| ExportError::Io { path: folder.clone(), source };
+    let root = root_of(&folder)?;
     for entry in fs::read_dir(&folder).map_err(io)? {
         let path = entry.map_err(io)?.path();
         let file = path.file_name().and_then(|f| f.to_str());
         if let Some(file) = file.filter(|f| path.is_file() && !f.starts_with('.')) {
+            resolve_inside(&path, &root)?;
             writer.add_file_copy(&format!("{name}/{file}"), &path)?;
         }
     }

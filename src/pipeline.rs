@@ -19,7 +19,7 @@ use crate::runtime::{Device, Input, Runtime, RuntimeError, Session};
 use crate::scheduler::{Sampler, SchedulerConfig, SchedulerError, guidance_scale, guide};
 use crate::tokenizer::{Tokenizer, TokenizerError};
 
-pub use request::{Request, Start};
+pub use request::{LatentShape, Request, Start};
 pub use start::Started;
 pub use transformer::Transformer;
 pub use vae::Vae;
@@ -49,7 +49,9 @@ pub enum PipelineError {
     #[error("`{name}`: expected {expected}, found {found:?}")]
     Shape { name: String, expected: String, found: Vec<usize> },
     /// The model's numbers are no numbers.
-    #[error("`{stage}` gave NaN or infinity: the precision of the bundle is too low for this model")]
+    #[error(
+        "`{stage}` gave NaN or infinity: its weights hold such numbers, or the bundle's precision is too low for the model"
+    )]
     NotFinite { stage: &'static str },
     /// Whoever takes the frames failed.
     #[error(transparent)]

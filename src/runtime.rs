@@ -9,6 +9,7 @@ use std::sync::Arc;
 use ndarray::{ArrayD, ArrayViewD};
 use ort::environment::Environment;
 use ort::ep::{CPU, CUDA, TensorRT};
+use ort::logging::LogLevel;
 use ort::session::builder::GraphOptimizationLevel;
 use ort::session::{NoSelectedOutputs, RunOptions, SessionInputValue};
 use ort::value::{DynValue, TensorRef};
@@ -87,9 +88,13 @@ impl Runtime {
     pub fn start(device: Device, threads: usize) -> Result<Self, RuntimeError> {
         let path = library::find_or_install()?;
         let start = || -> Result<_, String> {
-            let builder = ort::init_from(&path).map_err(|e| e.to_string())?;
-            let environment = builder.with_name("cogvx").with_telemetry(false).build().map_err(|e| e.to_string())?;
-            Ok((environment, RunOptions::new().map_err(|e| e.to_string())?))
+            let builder = ort::init_from(&path).map_err(|e| line(&e))?;
+            let environment = builder.with_name("cogvx").with_telemetry(false).build().map_err(|e| line(&e))?;
+            // What it would log is in the error it returns.
+            environment.set_log_level(LogLevel::Fatal);
+            let mut options = RunOptions::new().map_err(|e| line(&e))?;
+            options.set_log_level(LogLevel::Fatal).map_err(|e| line(&e))?;
+            Ok((environment, options))
         };
         let (environment, options) = start().map_err(|message| RuntimeError::Start { path: path.clone(), message })?;
         Ok(Self { environment, device, threads, interrupt: Interrupt(Arc::new(options), Arc::default()) })
@@ -109,7 +114,7 @@ impl Runtime {
     /// # Errors
     /// A graph ONNX Runtime refuses.
     pub fn load(&self, path: &Path) -> Result<Session, RuntimeError> {
-        let inner = self.session(path).map_err(|e| RuntimeError::Load { path: path.into(), message: e.to_string() })?;
+        let inner = self.session(path).map_err(|e| RuntimeError::Load { path: path.into(), message: line(&e) })?;
         Ok(Session { inner, path: path.into(), interrupt: self.interrupt.clone() })
     }
 
@@ -125,6 +130,7 @@ impl Runtime {
         let mut builder = ort::session::Session::builder(&self.environment)?
             .with_optimization_level(GraphOptimizationLevel::Disable)?
             .with_prepacking(self.device != Device::Cpu)?
+            .with_log_level(LogLevel::Fatal)?
             .with_disabled_optimizers(COPYING_OPTIMIZERS)?
             .with_execution_providers(providers.into_iter().chain([cpu]).collect::<Vec<_>>())?;
         if self.threads > 0 {
@@ -175,9 +181,14 @@ impl Session {
                 if stopped.stopped() {
                     return RuntimeError::Interrupted;
                 }
-                RuntimeError::Run { path: self.path.clone(), message: e.to_string() }
+                RuntimeError::Run { path: self.path.clone(), message: line(&e) }
             })
     }
+}
+
+/// ONNX Runtime's message on one line.
+fn line(error: &impl ToString) -> String {
+    error.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 fn run(
@@ -212,7 +223,7 @@ impl Outputs {
     pub fn array(&mut self, name: &str) -> Result<ArrayD<f32>, RuntimeError> {
         let no_output = || RuntimeError::NoOutput { path: self.path.clone(), name: name.into() };
         let value = self.values.get(name).ok_or_else(no_output)?;
-        let failed = |e: ort::Error| RuntimeError::Run { path: self.path.clone(), message: e.to_string() };
+        let failed = |e: ort::Error| RuntimeError::Run { path: self.path.clone(), message: line(&e) };
         Ok(value.try_extract_array::<f32>().map_err(failed)?.to_owned())
     }
 

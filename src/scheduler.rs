@@ -35,6 +35,9 @@ use crate::rng::TorchGenerator;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SchedulerError {
+    /// The configuration file could not be opened.
+    #[error(transparent)]
+    Source(#[from] cogvx_graphs::SourceError),
     /// The configuration file could not be read.
     #[error("cannot read `{}`: {source}", path.display())]
     Read {

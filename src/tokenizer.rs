@@ -7,10 +7,10 @@ mod charsmap;
 mod pieces;
 mod settings;
 
-use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use cogvx_graphs::source::{SourceError, open_regular};
 use tokenizers::AddedToken;
 use tokenizers::models::unigram::Unigram;
 use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
@@ -31,6 +31,9 @@ const SPACE: char = '▁';
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TokenizerError {
+    /// A file could not be opened.
+    #[error(transparent)]
+    Source(#[from] SourceError),
     /// A file could not be read.
     #[error("cannot read `{}`: {source}", path.display())]
     Read {
@@ -159,15 +162,19 @@ impl Tokenizer {
 /// The bytes of a file, or `None` if there is no such file.
 fn read(path: &Path) -> Result<Option<Vec<u8>>, TokenizerError> {
     let failed = |source| TokenizerError::Read { path: path.to_owned(), source };
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(failed(e)),
+    let file = match open_regular(path) {
+        Ok(opened) => opened.file,
+        Err(SourceError::Missing { .. }) => return Ok(None),
+        Err(error) => return Err(error.into()),
     };
     let mut bytes = Vec::new();
     file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() as u64 > MAX_FILE {
         let problem = format!("expected at most {MAX_FILE} bytes, found more");
+        return Err(TokenizerError::File { path: path.to_owned(), problem });
+    }
+    if bytes.starts_with(b"version https://git-lfs") {
+        let problem = "expected a tokenizer's file, found a git-lfs pointer: run `git lfs pull`".into();
         return Err(TokenizerError::File { path: path.to_owned(), problem });
     }
     Ok(Some(bytes))

@@ -110,6 +110,9 @@ pub fn verify(
 
 fn text_encoder(pipeline: &Pipeline, reference: &Reference, limits: Limits) -> Result<Vec<Row>, VerifyError> {
     let ids = reference.integers("text_encoder/input_ids")?;
+    if ids.is_empty() {
+        return Err(reference.wrong("text_encoder/input_ids", "at least one text", ids.shape()).into());
+    }
     let mut rows = vec![];
     if let Some(prompt) = reference.text("prompt") {
         // Of `[prompt, negative_prompt]`, as many as the reference has.
@@ -146,18 +149,26 @@ fn transformer(pipeline: &Pipeline, reference: &Reference, limits: Limits) -> Re
     let [latents, text, timestep, expected] = ["hidden_states", "encoder_hidden_states", "timestep", "sample"]
         .map(|name| reference.floats(&format!("transformer/{name}")));
     let (latents, text, timestep, expected) = (latents?, text?, timestep?, expected?);
+    let batch = latents.len_of(Axis(0));
+    if text.len_of(Axis(0)) != batch {
+        let expected = "as many samples as `hidden_states`";
+        return Err(reference.wrong("transformer/encoder_hidden_states", expected, text.shape()).into());
+    }
+    if timestep.len() != 1 && timestep.len() != batch {
+        let expected = "one timestep, or one for each sample";
+        return Err(reference.wrong("transformer/timestep", expected, timestep.shape()).into());
+    }
     let mut transformer = pipeline.transformer()?;
     // The graph takes one timestep for its batch, as every pipeline gives it; here each sample may have its own.
     let mut samples = vec![];
-    for i in 0..latents.len_of(Axis(0)) {
+    for i in 0..batch {
         let one = |a: &ArrayD<f32>| a.slice_axis(Axis(0), Slice::from(i..=i)).to_owned();
         #[allow(clippy::cast_possible_truncation)] // Timesteps are small whole numbers.
         let t = timestep.iter().nth(i).or(timestep.first()).map_or(0, |t| *t as i64);
         samples.push(transformer.predict(&one(&latents), &one(&text), t)?);
     }
-    let views: Vec<_> = samples.iter().map(|a| a.view()).collect();
-    let found =
-        ndarray::concatenate(Axis(0), &views).map_err(|_| reference.wrong("transformer/hidden_states", "samples"))?;
+    let no_samples = || reference.wrong("transformer/hidden_states", "at least one sample", latents.shape());
+    let found = join(&samples, 0).ok_or_else(no_samples)?;
     Ok(vec![row("transformer/sample", &found, &expected, limits.network)?])
 }
 

@@ -32,12 +32,26 @@ pub struct BuildError {
     pub problems: Vec<Problem>,
 }
 
+/// Most problems shown: the wrong configuration makes thousands.
+const SHOWN: usize = 20;
+
+impl BuildError {
+    /// Whether the weights are an adapter's rather than the model's.
+    fn is_lora(&self) -> bool {
+        self.problems.iter().any(|p| matches!(p, Problem::Unexpected { name, .. } if name.contains("lora_")))
+    }
+}
+
 impl fmt::Display for BuildError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let n = self.problems.len();
         let s = if n == 1 { "" } else { "s" };
         write!(f, "{n} problem{s} building `{}` from {}", self.component, self.folder.display())?;
-        self.problems.iter().try_for_each(|problem| write!(f, "\n  {problem}"))
+        if self.is_lora() {
+            write!(f, ", which has a LoRA: merge it into the whole model first")?;
+        }
+        self.problems.iter().take(SHOWN).try_for_each(|problem| write!(f, "\n  {problem}"))?;
+        if n > SHOWN { write!(f, "\n  … and {} more", n - SHOWN) } else { Ok(()) }
     }
 }
 

@@ -15,7 +15,7 @@ pub mod op;
 pub mod pass;
 pub mod proto;
 mod scope;
-mod source;
+pub mod source;
 mod text;
 mod value;
 pub mod weights;

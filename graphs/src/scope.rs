@@ -116,6 +116,9 @@ pub fn build(
     problems.extend(
         unexpected.map(|t| Problem::Unexpected { name: t.name.clone(), file: weights.files()[t.file].name.clone() }),
     );
+    // A tensor that two layers share is looked up twice.
+    let mut seen = BTreeSet::new();
+    problems.retain(|problem| seen.insert(problem.to_string()));
     if problems.is_empty() {
         return Ok(graph);
     }

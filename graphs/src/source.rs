@@ -53,15 +53,20 @@ impl SourceError {
 }
 
 /// A regular file, open for reading.
-pub(crate) struct Opened {
+pub struct Opened {
+    /// The file.
     pub file: File,
+    /// Its size.
     pub bytes: u64,
 }
 
 /// Opens `path` when it is a regular file.
 ///
 /// The kind is checked before opening, because opening a FIFO waits for a writer, and again on the open file.
-pub(crate) fn open_regular(path: &Path) -> Result<Opened, SourceError> {
+///
+/// # Errors
+/// Nothing is there, something else than a regular file, or the system refuses.
+pub fn open_regular(path: &Path) -> Result<Opened, SourceError> {
     let regular = |kind: FileType| {
         let path = path.to_path_buf();
         if kind.is_file() { Ok(()) } else { Err(SourceError::NotAFile { path, kind: name_of(kind) }) }
@@ -95,7 +100,10 @@ fn name_of(kind: FileType) -> &'static str {
 /// That is the checkpoint, the parent of `dir`; in a Hugging Face cache
 /// (`models--owner--name/snapshots/<revision>`, whose files are links to `../../../blobs/<hash>`) it is the whole
 /// repository folder `models--owner--name`.
-pub(crate) fn root_of(dir: &Path) -> Result<PathBuf, SourceError> {
+///
+/// # Errors
+/// The checkpoint is not there.
+pub fn root_of(dir: &Path) -> Result<PathBuf, SourceError> {
     let absolute = std::path::absolute(dir).map_err(|e| SourceError::io(dir, e))?;
     let checkpoint = match (absolute.file_name(), absolute.parent()) {
         (Some(_), Some(parent)) => parent.canonicalize(),
@@ -114,7 +122,10 @@ fn cache_repository(checkpoint: &Path) -> Option<&Path> {
 }
 
 /// Where `path` really is, when that is inside `root` (which is canonical).
-pub(crate) fn resolve_inside(path: &Path, root: &Path) -> Result<PathBuf, SourceError> {
+///
+/// # Errors
+/// Nothing is there, or it is elsewhere.
+pub fn resolve_inside(path: &Path, root: &Path) -> Result<PathBuf, SourceError> {
     let target = path.canonicalize().map_err(|e| SourceError::io(path, e))?;
     if target.starts_with(root) {
         return Ok(target);

@@ -142,6 +142,9 @@ pub enum BundleError {
         /// The refusal.
         reason: io::Error,
     },
+    /// Stopped by [`BundleWriter::until`](super::BundleWriter::until)'s flag.
+    #[error("interrupted")]
+    Interrupted,
     /// A file was begun and never finished.
     #[error("`{path}`: begun and not finished")]
     Unfinished {

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::io;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
@@ -18,6 +19,19 @@ const CACHES: [&str; 1] = ["cache"];
 /// Age from which on an unfinished directory is nobody's.
 const STALE: Duration = Duration::from_hours(24);
 
+/// Directories made for a bundle, from the inside out; those that hold nothing when this is dropped go.
+#[derive(Debug)]
+pub(super) struct MadeParents(Vec<PathBuf>);
+
+impl Drop for MadeParents {
+    fn drop(&mut self) {
+        for path in &self.0 {
+            // One that holds the bundle stays.
+            let _ = fs::remove_dir(path);
+        }
+    }
+}
+
 /// The place of a bundle: `parent/name`, where `parent` is canonical.
 #[derive(Debug)]
 pub(super) struct Place {
@@ -31,7 +45,11 @@ impl Place {
         let whole = std::path::absolute(output).map_err(BundleError::io(output))?;
         let there = whole.ancestors().find(|path| path.symlink_metadata().is_ok()).unwrap_or(&whole);
         // A dangling link ends here.
-        let real = there.canonicalize().map_err(BundleError::io(there))?;
+        let not_ours = || BundleError::NotOurs { output: output.into() };
+        let real = there.canonicalize().map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => not_ours(),
+            _ => BundleError::io(there)(error),
+        })?;
         let rest = whole.strip_prefix(there).unwrap_or(Path::new(""));
         if rest.components().any(|part| part == Component::ParentDir) {
             return Err(BundleError::Climbs { output: output.into() });
@@ -39,7 +57,7 @@ impl Place {
         // Part by part: joining an empty rest would end in a slash.
         let whole = rest.components().fold(real, |path, part| path.join(part));
         let (Some(parent), Some(name)) = (whole.parent(), whole.file_name()) else {
-            return Err(BundleError::NotOurs { output: output.into() });
+            return Err(not_ours());
         };
         Ok(Self { parent: parent.into(), name: name.into() })
     }
@@ -89,10 +107,16 @@ impl Place {
         }
     }
 
-    /// A fresh directory beside the place, removed when dropped. Missing parents are made, and what runs killed a day
-    /// ago left is removed.
-    pub fn partial(&self) -> Result<TempDir, BundleError> {
+    /// Makes the missing parents.
+    pub fn make_parents(&self) -> Result<MadeParents, BundleError> {
+        let missing = self.parent.ancestors().take_while(|path| path.symlink_metadata().is_err());
+        let made = MadeParents(missing.map(Path::to_path_buf).collect());
         fs::create_dir_all(&self.parent).map_err(BundleError::io(&self.parent))?;
+        Ok(made)
+    }
+
+    /// A fresh directory beside the place, removed when dropped. What runs killed a day ago left is removed.
+    pub fn partial(&self) -> Result<TempDir, BundleError> {
         let mut prefix = OsString::from(".");
         prefix.push(&self.name);
         prefix.push(".partial-");
@@ -104,7 +128,9 @@ impl Place {
             // As for any directory: all that the umask leaves.
             builder.permissions(fs::Permissions::from_mode(0o777));
         }
-        builder.prefix(&prefix).tempdir_in(&self.parent).map_err(BundleError::io(&self.parent))
+        let made = builder.prefix(&prefix).tempdir_in(&self.parent);
+        // Without the random name it tried.
+        made.map_err(|error| BundleError::io(&self.parent)(error.kind().into()))
     }
 
     fn sweep(&self, prefix: &OsStr) {

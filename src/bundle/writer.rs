@@ -3,19 +3,22 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Read as _, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tempfile::TempDir;
 
 use super::error::BundleError;
 use super::files;
 use super::manifest::{FileEntry, MANIFEST, Manifest, Origin};
-use super::place::{Place, sync_dir};
+use super::place::{MadeParents, Place, sync_dir};
 
 /// Linked and copied files up to this size are hashed whole, and all files up to it are synced to disk.
 const SMALL: u64 = 16 << 20;
+/// Bytes copied between two looks at the flag that stops.
+const BLOCK: u64 = 64 << 20;
 
 /// How weight files get into a bundle.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -46,6 +49,9 @@ pub struct BundleWriter {
     place: Place,
     overwrite: bool,
     partial: TempDir,
+    /// Goes after `partial`, which is in it.
+    _parents: MadeParents,
+    stop: Arc<AtomicBool>,
     /// By path; none while the file is being written.
     files: Mutex<BTreeMap<String, Option<FileEntry>>>,
 }
@@ -62,8 +68,19 @@ impl BundleWriter {
         let place = Place::new(output)?;
         checkpoint.map_or(Ok(()), |checkpoint| place.spares(checkpoint))?;
         place.is_free(overwrite)?;
+        let parents = place.make_parents()?;
         let partial = place.partial()?;
-        Ok(Self { place, overwrite, partial, files: Mutex::default() })
+        Ok(Self { place, overwrite, partial, _parents: parents, stop: Arc::default(), files: Mutex::default() })
+    }
+
+    /// Ends with [`BundleError::Interrupted`] once `stop` is set.
+    #[must_use]
+    pub fn until(self, stop: Arc<AtomicBool>) -> Self {
+        Self { stop, ..self }
+    }
+
+    fn go_on(&self) -> Result<(), BundleError> {
+        if self.stop.load(Ordering::SeqCst) { Err(BundleError::Interrupted) } else { Ok(()) }
     }
 
     /// The hidden directory, for programs that check the files before they are in place.
@@ -99,7 +116,14 @@ impl BundleWriter {
     pub fn add_file_copy(&self, path: &str, from: &Path) -> Result<(), BundleError> {
         let (mut source, expected) = files::open(from)?;
         let (at, mut file) = self.reserve_and_create(path)?;
-        let found = io::copy(&mut source, &mut file).map_err(BundleError::io(&at))?;
+        let mut found = 0;
+        loop {
+            self.go_on()?;
+            match io::copy(&mut (&mut source).take(BLOCK), &mut file).map_err(BundleError::io(&at))? {
+                0 => break,
+                copied => found += copied,
+            }
+        }
         if found != expected {
             return Err(BundleError::Size { path: from.into(), expected, found });
         }
@@ -147,6 +171,7 @@ impl BundleWriter {
     /// When a file was not finished, `manifest` names a file that was not added, or something came into the place in
     /// the meantime.
     pub fn finish(self, mut manifest: Manifest) -> Result<PathBuf, BundleError> {
+        self.go_on()?;
         let written = std::mem::take(&mut *self.files());
         manifest.files = written
             .into_iter()
@@ -174,6 +199,7 @@ impl BundleWriter {
 
     /// Takes `path` for one file, and makes its directories.
     fn reserve(&self, path: &str) -> Result<PathBuf, BundleError> {
+        self.go_on()?;
         files::check_plain(path, self.partial.path())?;
         // One lock for the question and the answer: two threads may want the same path.
         match self.files().entry(path.into()) {
@@ -244,6 +270,7 @@ impl BundleFile<'_> {
 
 impl Write for BundleFile<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.writer.go_on().map_err(io::Error::other)?;
         let written = self.file.write(bytes)?;
         self.hasher.update(&bytes[..written]);
         self.bytes += written as u64;

@@ -107,6 +107,7 @@ impl Args {
             shapes: self.shapes.as_deref().map(parse_shape).transpose()?,
             components: Component::ALL.into_iter().filter(|c| self.components.iter().any(|p| p.is(*c))).collect(),
             overwrite: self.overwrite,
+            stop: super::interrupt::asked(),
         })
     }
 }

@@ -1,6 +1,6 @@
 //! Progress: a bar on a terminal, plain lines otherwise, always on standard error.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write as _};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -35,7 +35,7 @@ impl Progress {
                 bar.set_message(text.to_string());
                 bar.tick();
             }
-            None => eprintln!("{text}"),
+            None => say(text),
         }
     }
 
@@ -43,7 +43,7 @@ impl Progress {
     pub fn step(&self, done: usize, line: impl FnOnce() -> String) {
         match &self.bar {
             Some(bar) => bar.set_position(done as u64),
-            None => eprintln!("{}", line()),
+            None => say(&line()),
         }
     }
 
@@ -53,6 +53,11 @@ impl Progress {
             bar.finish_and_clear();
         }
     }
+}
+
+/// A line on standard error; that nobody reads it is no reason to end.
+pub(super) fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 fn terminal() -> bool {

@@ -1,5 +1,6 @@
 //! `cogvx run`.
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -68,7 +69,7 @@ pub(super) struct Args {
     #[arg(long, default_value_t = FPS)]
     fps: f64,
     /// Threads of ONNX Runtime [default: one a core]
-    #[arg(long, default_value_t = 0, hide_default_value = true)]
+    #[arg(long, default_value_t = 0, hide_default_value = true, value_parser = super::threads())]
     threads: usize,
     /// The video: .mp4 (H.264), .gif, .png (contact sheet), .npy (uint8 [frames, height, width, 3]), or a folder for PNG frames
     #[arg(short, long)]
@@ -85,12 +86,14 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     Format::of(&args.output)?;
     let opened = open(&args.bundle, args.threads)?;
     let request = request(args, &opened.pipeline)?;
+    opened.pipeline.check(&request)?;
     let sink = open_sink(&args.output, request.width, request.height, args.fps, request.frames)?;
     let mut watcher = Watcher { sink, progress: None, written: 0, since: Instant::now(), steps: request.steps };
     opened.pipeline.generate(&request, &mut watcher)?;
     watcher.clear();
     watcher.sink.finish()?;
-    println!("{}: {} frames of {}x{}", args.output.display(), watcher.written, request.width, request.height);
+    let (output, written) = (args.output.display(), watcher.written);
+    writeln!(std::io::stdout(), "{output}: {written} frames of {}x{}", request.width, request.height)?;
     Ok(Answer::Done)
 }
 

@@ -22,7 +22,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE.safetensors")]
     reference: PathBuf,
     /// Threads of ONNX Runtime [default: one a core]
-    #[arg(long, default_value_t = 0, hide_default_value = true)]
+    #[arg(long, default_value_t = 0, hide_default_value = true, value_parser = super::threads())]
     threads: usize,
     /// Report as JSON on standard output
     #[arg(long)]

@@ -1,5 +1,8 @@
 //! What can be chosen about an export.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
 use cogvx_graphs::config::VaeConfig;
 use cogvx_graphs::model::vae::Part;
 use cogvx_graphs::pass::Target;
@@ -23,6 +26,8 @@ pub struct ExportOptions {
     pub components: Vec<Component>,
     /// Whether a bundle already there is replaced.
     pub overwrite: bool,
+    /// Set from another thread, ends the export.
+    pub stop: Arc<AtomicBool>,
 }
 
 impl Default for ExportOptions {
@@ -34,6 +39,7 @@ impl Default for ExportOptions {
             shapes: None,
             components: Component::ALL.to_vec(),
             overwrite: false,
+            stop: Arc::default(),
         }
     }
 }

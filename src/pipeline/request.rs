@@ -11,6 +11,8 @@ const STEPS: usize = 50;
 const GUIDANCE: f64 = 6.0;
 /// Largest video in pixels a side and in frames; more is a mistake.
 const MOST: usize = 65_536;
+/// Most patches of a video, some ten times those of the largest model's longest; attention is quadratic in them.
+const MOST_PATCHES: usize = 1 << 20;
 
 /// A video to be made.
 #[derive(Clone, Debug, PartialEq)]
@@ -57,7 +59,7 @@ pub enum Start {
 }
 
 /// The latents the transformer works on.
-pub(super) struct LatentShape {
+pub struct LatentShape {
     /// `[1, frames, channels, height, width]`.
     pub shape: [usize; 5],
     /// Frames at the start that fill up the first patch in time (1.5) and are not decoded.
@@ -99,7 +101,10 @@ impl Pipeline {
     }
 
     /// The latents of a request, if the model can make the video.
-    pub(super) fn check(&self, request: &Request) -> Result<LatentShape, PipelineError> {
+    ///
+    /// # Errors
+    /// What the model cannot fulfil.
+    pub fn check(&self, request: &Request) -> Result<LatentShape, PipelineError> {
         let wrong = |field, expected: String, found: String| Err(PipelineError::Request { field, expected, found });
         let (time, space) = (self.vae.temporal_compression_ratio, self.vae.spatial_compression_ratio());
         let unit = space * self.dit.patch_size;
@@ -126,6 +131,11 @@ impl Pipeline {
             }
         }
         let frames = (request.frames - 1) / time + 1;
+        let patches = frames.saturating_mul(request.height / unit).saturating_mul(request.width / unit);
+        if patches > MOST_PATCHES {
+            let expected = format!("at most {MOST_PATCHES} patches with `--height` and `--width`");
+            return wrong("frames", expected, patches.to_string());
+        }
         let padding = frames.next_multiple_of(self.dit.patch_size_t.unwrap_or(1)) - frames;
         let learned = self.dit.sample_grid();
         let grid = [frames, request.height / unit, request.width / unit];

@@ -46,7 +46,11 @@ impl<'a> Transformer<'a> {
         timestep: i64,
     ) -> Result<ArrayD<f32>, PipelineError> {
         let grid = self.grid(latents)?;
-        let tokens = text.shape().get(1).copied().unwrap_or(0);
+        let (batch, embedding) = (latents.shape()[0], self.config.text_embed_dim);
+        let &[_, tokens, _] = text.shape() else { return Err(wrong_text(text, batch, embedding)) };
+        if text.shape() != [batch, tokens, embedding] {
+            return Err(wrong_text(text, batch, embedding));
+        }
         let positions = match self.positions.take() {
             Some(made) if made.grid == grid && made.text == tokens => made,
             _ => Positions { grid, text: tokens, tables: self.tables(grid, tokens)? },
@@ -63,6 +67,12 @@ impl<'a> Transformer<'a> {
         inputs.extend(positions.tables.iter().map(|(name, table)| (*name, Input::Float(table.view()))));
         let sample = self.session.run(&inputs)?.array("sample")?;
         self.positions = Some(positions);
+        let mut expected = latents.shape().to_vec();
+        expected[2] = self.config.out_channels;
+        if sample.shape() != expected {
+            let (name, expected) = ("sample".into(), format!("{expected:?}"));
+            return Err(PipelineError::Shape { name, expected, found: sample.shape().to_vec() });
+        }
         Ok(sample)
     }
 
@@ -75,7 +85,7 @@ impl<'a> Transformer<'a> {
             found: latents.shape().to_vec(),
         };
         let learned = self.config.use_learned_positional_embeddings.then(|| self.config.sample_grid());
-        let &[_, frames, channels, height, width] = latents.shape() else { return Err(wrong()) };
+        let &[(1..), frames, channels, height, width] = latents.shape() else { return Err(wrong()) };
         let whole = frames % pt == 0 && height % p == 0 && width % p == 0;
         if !whole || channels != self.config.in_channels {
             return Err(wrong());
@@ -113,4 +123,9 @@ impl<'a> Transformer<'a> {
 /// Values as rows of `width`.
 fn rows(values: &[f32], width: usize) -> ArrayD<f32> {
     Array2::from_shape_fn((values.len() / width, width), |(row, i)| values[row * width + i]).into_dyn()
+}
+
+fn wrong_text(text: &ArrayD<f32>, batch: usize, width: usize) -> PipelineError {
+    let (name, expected) = ("encoder_hidden_states".into(), format!("[{batch}, tokens, {width}]"));
+    PipelineError::Shape { name, expected, found: text.shape().to_vec() }
 }

@@ -44,12 +44,9 @@ impl Vae {
         x: &ArrayD<f32>,
         mut each: impl FnMut(ArrayD<f32>) -> Result<(), PipelineError>,
     ) -> Result<(), PipelineError> {
-        let frames = match x.shape() {
-            &[_, _, frames, _, _] if frames > 0 => frames,
-            found => {
-                let (name, expected) = (self.input.into(), "[batch, channels, frames, height, width]".into());
-                return Err(PipelineError::Shape { name, expected, found: found.to_vec() });
-            }
+        let &[batch @ (1..), _, frames @ (1..), _, _] = x.shape() else {
+            let (name, expected) = (self.input.into(), "[batch, channels, frames, height, width]".into());
+            return Err(PipelineError::Shape { name, expected, found: x.shape().to_vec() });
         };
         let mut start = 0;
         let mut end = first_chunk(frames, self.chunk);
@@ -60,7 +57,12 @@ impl Vae {
             let mut inputs = vec![(self.input, Input::Float(chunk.view()))];
             inputs.extend(caches.iter().map(|(name, state)| (name.as_str(), Input::State(state))));
             let mut outputs = graph.run(&inputs)?;
-            each(outputs.array(self.output)?)?;
+            let result = outputs.array(self.output)?;
+            if !matches!(result.shape(), &[b, (1..), (1..), (1..), (1..)] if b == batch) {
+                let (name, expected) = (self.output.into(), format!("[{batch}, channels, frames, height, width]"));
+                return Err(PipelineError::Shape { name, expected, found: result.shape().to_vec() });
+            }
+            each(result)?;
             // What a call leaves as `<layer>.cache` is the next one's `<layer>.past`.
             let past = |name: String| name.strip_suffix(".cache").map_or(name.clone(), |layer| format!("{layer}.past"));
             caches = outputs.into_states(self.output).map(|(name, state)| (past(name), state)).collect();

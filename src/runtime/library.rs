@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::io::{Write as _, stderr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -93,7 +94,8 @@ fn install(folder: &Path) -> Result<(), LibraryError> {
     let io = |source| LibraryError::Io { path: parent.into(), source };
     fs::create_dir_all(parent).map_err(io)?;
     let partial = tempfile::Builder::new().prefix(".onnxruntime-").tempdir_in(parent).map_err(io)?;
-    eprintln!("installing ONNX Runtime {VERSION} with pip into {} (once)", folder.display());
+    // That nobody reads it is no reason to end.
+    let _ = writeln!(stderr(), "installing ONNX Runtime {VERSION} with pip into {} (once)", folder.display());
     let arguments =
         ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"];
     pip.args(arguments).arg("--target").arg(partial.path()).arg(format!("onnxruntime=={VERSION}"));

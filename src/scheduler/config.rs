@@ -1,9 +1,9 @@
 //! `scheduler_config.json`: what it may say, and the timesteps it leads to.
 
-use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
+use cogvx_graphs::source::open_regular;
 use serde::{Deserialize, Serialize};
 
 use super::SchedulerError;
@@ -131,12 +131,9 @@ impl SchedulerConfig {
     /// # Errors
     /// The file cannot be read, or [`SchedulerConfig::from_json`] refuses it; the error names the file.
     pub fn open(path: &Path) -> Result<Self, SchedulerError> {
-        let read = || {
-            let mut text = String::new();
-            File::open(path)?.take(MAX_FILE).read_to_string(&mut text)?;
-            Ok(text)
-        };
-        let text = read().map_err(|source| SchedulerError::Read { path: path.to_owned(), source })?;
+        let mut text = String::new();
+        let read = open_regular(path)?.file.take(MAX_FILE).read_to_string(&mut text);
+        read.map_err(|source| SchedulerError::Read { path: path.to_owned(), source })?;
         Self::from_json(&text).map_err(|source| SchedulerError::In { path: path.to_owned(), source: Box::new(source) })
     }
 

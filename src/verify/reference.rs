@@ -1,9 +1,10 @@
 //! A file of tensors that `PyTorch` computed, and the settings it computed them with.
 
 use std::collections::HashMap;
-use std::fs;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
+use cogvx_graphs::source::{SourceError, open_regular};
 use ndarray::{ArrayD, IxDyn};
 use safetensors::{Dtype, SafeTensors};
 
@@ -16,6 +17,8 @@ use crate::scheduler::Kind;
 #[non_exhaustive]
 #[allow(missing_docs)]
 pub enum ReferenceError {
+    #[error(transparent)]
+    Source(#[from] SourceError),
     #[error("`{}`: {source}", path.display())]
     Read { path: PathBuf, source: std::io::Error },
     #[error("`{}`: expected a safetensors file: {message}", path.display())]
@@ -43,7 +46,9 @@ impl Reference {
     /// # Errors
     /// No file, or not a safetensors file.
     pub fn open(path: &Path) -> Result<Self, ReferenceError> {
-        let bytes = fs::read(path).map_err(|source| ReferenceError::Read { path: path.into(), source })?;
+        let mut bytes = vec![];
+        let read = open_regular(path)?.file.read_to_end(&mut bytes);
+        read.map_err(|source| ReferenceError::Read { path: path.into(), source })?;
         let format =
             |e: safetensors::SafeTensorError| ReferenceError::Format { path: path.into(), message: e.to_string() };
         let (_, header) = SafeTensors::read_metadata(&bytes).map_err(format)?;
@@ -77,8 +82,9 @@ impl Reference {
         ReferenceError::Empty(self.path.clone())
     }
 
-    pub(super) fn wrong(&self, name: &str, expected: &'static str) -> ReferenceError {
-        ReferenceError::Tensor { path: self.path.clone(), name: name.into(), expected, found: "none".into() }
+    /// The error for the tensor `name`, whose shape does not fit.
+    pub(super) fn wrong(&self, name: &str, expected: &'static str, shape: &[usize]) -> ReferenceError {
+        ReferenceError::Tensor { path: self.path.clone(), name: name.into(), expected, found: format!("{shape:?}") }
     }
 
     fn elements<T, const N: usize>(

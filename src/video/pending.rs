@@ -17,7 +17,8 @@ pub(super) struct PendingFile {
 
 impl PendingFile {
     pub(super) fn create(path: &Path) -> Result<Self, VideoError> {
-        let file = builder(0o666).tempfile_in(parent(path)).map_err(|e| failed(path, e))?;
+        fs::metadata(parent(path)).map_err(|e| failed(path, e))?;
+        let file = builder(0o666).tempfile_in(parent(path)).map_err(|e| failed(path, e.kind().into()))?;
         Ok(Self { path: path.to_owned(), file })
     }
 
@@ -76,7 +77,8 @@ impl PendingFolder {
                 }
             }
         }
-        let folder = builder(0o777).tempdir_in(parent(path)).map_err(|e| failed(path, e))?;
+        fs::metadata(parent(path)).map_err(|e| failed(path, e))?;
+        let folder = builder(0o777).tempdir_in(parent(path)).map_err(|e| failed(path, e.kind().into()))?;
         Ok(Self { path: path.to_owned(), folder })
     }
 

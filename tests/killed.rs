@@ -1,0 +1,147 @@
+//! Exports that are killed and runs that are interrupted: a bundle is complete or absent.
+#![cfg(unix)]
+
+mod common;
+
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use cogvx::bundle::Bundle;
+use serde_json::json;
+
+use common::{Scene, wait};
+
+/// Rows of the large token table: 320 MB of zeros.
+const ROWS: usize = 4_000_000;
+const EXPORT: &str = "cogvx-export CKPT -o OUT --weights copy";
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// A checkpoint that takes a while to copy.
+fn large() -> Scene {
+    const WEIGHTS: &str = "CKPT/text_encoder/model.safetensors";
+    let scene = Scene::new("2b-fp32");
+    scene.set("CKPT/text_encoder/config.json", "vocab_size", ROWS);
+    let (mut begin, mut length) = (0, 0);
+    scene.header(WEIGHTS, |header| {
+        let table = &mut header["shared.weight"];
+        begin = table["data_offsets"][0].as_u64().expect("a number");
+        length = table["shape"][1].as_u64().expect("a number") * 4 * ROWS as u64;
+        table["shape"][0] = json!(ROWS);
+        table["data_offsets"][1] = json!(begin + length);
+    });
+    let file = fs::OpenOptions::new().write(true).open(scene.path(WEIGHTS)).expect("there");
+    let mut start = [0; 8];
+    std::io::Read::read_exact(&mut fs::File::open(scene.path(WEIGHTS)).expect("there"), &mut start).expect("a length");
+    file.set_len(8 + u64::from_le_bytes(start) + begin + length).expect("a sparse file");
+    scene
+}
+
+/// Whether an unfinished bundle is there, with at least so many bytes of the large file.
+fn has_copied(scene: &Scene, bytes: u64) -> bool {
+    let partial = scene.names().into_iter().filter(|name| name.starts_with(".out.partial-"));
+    let mut sizes = partial.map(|name| fs::metadata(scene.path(&name).join("text_encoder/model.safetensors")));
+    sizes.any(|file| file.is_ok_and(|file| file.len() >= bytes))
+}
+
+/// Wait until `event`, or until the child is done.
+fn watch(child: &mut Child, event: impl Fn() -> bool) {
+    let since = Instant::now();
+    while !event() && child.try_wait().expect("a child").is_none() {
+        assert!(since.elapsed() < PATIENCE, "it hangs");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Kill exports of `line` at several moments, and call `after` after each.
+fn kill(scene: &Scene, line: &str, after: impl Fn()) {
+    let mut killed_while_copying = 0;
+    for moment in [None, Some(0), Some(1), Some(1 << 26)] {
+        // What the one before left would be taken for this one's.
+        for name in scene.names().iter().filter(|name| name.starts_with(".out.partial-")) {
+            scene.remove(name);
+        }
+        let mut child = scene.command(line).spawn().expect("it starts");
+        match moment {
+            None => std::thread::sleep(Duration::from_millis(3)),
+            Some(bytes) => watch(&mut child, || has_copied(scene, bytes)),
+        }
+        child.kill().expect("a child");
+        let status = wait(&mut child, PATIENCE).expect("killed");
+        killed_while_copying += usize::from(!status.success() && has_copied(scene, 0));
+        after();
+    }
+    assert!(killed_while_copying > 0, "each export was over before it was killed");
+}
+
+#[test]
+fn a_killed_export_leaves_no_bundle_and_the_next_one_succeeds() {
+    let scene = large();
+    kill(&scene, EXPORT, || {
+        if scene.path("OUT").exists() {
+            Bundle::open(&scene.path("OUT")).expect("complete").check(true).expect("whole");
+            scene.remove("OUT");
+        }
+    });
+    let said = scene.run(EXPORT);
+    assert_eq!(said.code, Some(0), "{}", said.stderr);
+    Bundle::open(&scene.path("OUT")).expect("complete").check(true).expect("whole");
+}
+
+#[test]
+fn a_killed_replacement_leaves_a_complete_bundle() {
+    let scene = large();
+    let said = scene.run("cogvx-export CKPT -o OUT");
+    assert_eq!(said.code, Some(0), "{}", said.stderr);
+    let line = format!("{EXPORT} --overwrite");
+    kill(&scene, &line, || {
+        Bundle::open(&scene.path("OUT")).expect("complete").check(true).expect("whole");
+    });
+    let said = scene.run(&line);
+    assert_eq!(said.code, Some(0), "{}", said.stderr);
+    Bundle::open(&scene.path("OUT")).expect("complete").check(true).expect("whole");
+}
+
+fn interrupt(child: &Child) {
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill").success());
+}
+
+#[test]
+fn ctrl_c_during_an_export_leaves_nothing() {
+    let scene = large();
+    let mut child = scene.command(EXPORT).spawn().expect("it starts");
+    watch(&mut child, || has_copied(&scene, 0));
+    interrupt(&child);
+    let status = wait(&mut child, PATIENCE).expect("it does not hang");
+    assert_eq!(status.code(), Some(130));
+    assert_eq!(scene.names(), ["ckpt"]);
+}
+
+#[test]
+fn ctrl_c_during_a_run_leaves_nothing() {
+    let scene = Scene::new("2b-fp32");
+    let mut command = scene.command("cogvx run CKPT -p fox --steps 1000 -o OUT.gif");
+    let mut child = command.stderr(Stdio::piped()).spawn().expect("it starts");
+    let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines().map(|line| line.expect("UTF-8"));
+    let step = lines.find(|line| line.starts_with("step ")).expect("a step is made");
+    let during: Vec<_> = scene.names().into_iter().filter(|name| name.starts_with(".cogvx-run-")).collect();
+    assert_eq!(during.len(), 1, "the bundle made for the occasion, at {step}");
+    interrupt(&child);
+    let rest: Vec<_> = lines.filter(|line| !line.starts_with("step ")).collect();
+    let status = wait(&mut child, PATIENCE).expect("it does not hang");
+    assert_eq!((status.code(), rest), (Some(130), vec!["error: interrupted".to_string()]));
+    assert_eq!(scene.names(), ["ckpt"]);
+}
+
+#[test]
+fn output_that_nobody_reads_is_no_error() {
+    for line in ["cogvx-export CKPT -o OUT", "cogvx run CKPT -p fox --steps 2 -o OUT.npy"] {
+        let scene = Scene::new("2b-fp32");
+        let mut child = scene.command(line).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
+        drop((child.stdout.take(), child.stderr.take()));
+        let status = wait(&mut child, PATIENCE).expect("it does not hang");
+        assert_eq!(status.code(), Some(0), "{line}");
+        assert_eq!(scene.names().len(), 2, "{line}");
+    }
+}
