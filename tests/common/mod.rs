@@ -1,0 +1,129 @@
+//! What the tests of the whole program share: the checkpoints, their references, exports and Python.
+
+#![allow(dead_code)] // Each test program uses a part.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use cogvx::bundle::Bundle;
+use cogvx::export::{ExportOptions, Report, export};
+use cogvx::pipeline::Pipeline;
+use cogvx::runtime::{Device, Runtime};
+use cogvx::verify::{Reference, Row, verify};
+use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
+use tempfile::TempDir;
+
+/// A checkpoint of the repository.
+pub struct Checkpoint {
+    /// What its references begin with: `2b-fp32`.
+    pub name: String,
+    pub path: PathBuf,
+}
+
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+pub fn fixture(name: &str) -> PathBuf {
+    root().join("tests/fixtures").join(name)
+}
+
+pub fn entries(folder: &Path) -> Vec<PathBuf> {
+    let read = fs::read_dir(folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
+    let mut paths: Vec<_> = read.map(|entry| entry.expect("a readable folder").path()).collect();
+    paths.sort();
+    paths
+}
+
+/// All checkpoints of the 2B kind.
+pub fn checkpoints() -> Vec<Checkpoint> {
+    let name = |path: &Path| path.file_name().and_then(|n| n.to_str()).unwrap_or_default().to_string();
+    let fixtures =
+        entries(&root().join("tests/fixtures")).into_iter().map(|path| Checkpoint { name: name(&path), path });
+    let shapes = Checkpoint { name: "shapes".into(), path: root().join("examples/shapes-model") };
+    let all: Vec<_> = fixtures.filter(|c| c.name.starts_with("2b-")).chain([shapes]).collect();
+    assert!(all.len() >= 4, "expected the fixtures and the shapes model, found {}", all.len());
+    all
+}
+
+/// References made from `checkpoint`.
+pub fn references(checkpoint: &Checkpoint) -> Vec<PathBuf> {
+    let mut all = entries(&fixture("references"));
+    all.retain(|path| stem(path).strip_prefix(&checkpoint.name).is_some_and(|case| case.starts_with('-')));
+    assert!(!all.is_empty(), "no references of {}", checkpoint.name);
+    all
+}
+
+pub fn stem(path: &Path) -> &str {
+    path.file_stem().and_then(|s| s.to_str()).unwrap_or_default()
+}
+
+/// A folder of the test's own, where weights of the repository can be linked.
+pub fn fresh_folder() -> TempDir {
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a new folder")
+}
+
+/// Export to `folder/bundle`.
+pub fn bundle_of(checkpoint: &Path, folder: &Path, options: &ExportOptions) -> (PathBuf, Report) {
+    let bundle = folder.join("bundle");
+    let report = export(checkpoint, &bundle, options, |_| {});
+    (bundle, report.unwrap_or_else(|e| panic!("{}: {e}", checkpoint.display())))
+}
+
+/// A bundle ready to run on one thread.
+pub fn pipeline(bundle: &Path) -> Pipeline {
+    let runtime = Runtime::start(Device::Cpu, 1).expect("ONNX Runtime starts");
+    Pipeline::open(Bundle::open(bundle).expect("a sound bundle"), runtime).expect("a sound bundle")
+}
+
+/// What `cogvx verify` finds.
+pub fn compare(pipeline: &Pipeline, reference: &Path) -> Vec<Row> {
+    let reference = Reference::open(reference).expect("a readable reference");
+    verify(pipeline, &reference, |_| {}).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// Write the reference `from` with other bytes: `edit` gives those of a tensor, or `None` to leave the tensor out.
+pub fn edited(from: &Path, to: &Path, edit: impl Fn(&str, &[u8]) -> Option<Vec<u8>>) {
+    let bytes = fs::read(from).expect("a readable reference");
+    let (_, header) = SafeTensors::read_metadata(&bytes).expect("a safetensors file");
+    let tensors = SafeTensors::deserialize(&bytes).expect("a safetensors file");
+    let kept: Vec<_> = tensors
+        .iter()
+        .filter_map(|(name, t)| Some((name.to_string(), t.dtype(), t.shape().to_vec(), edit(name, t.data())?)))
+        .collect();
+    let views = kept.iter().map(|(name, dtype, shape, data)| {
+        (name.as_str(), TensorView::new(*dtype, shape.clone(), data).expect("as many bytes as before"))
+    });
+    safetensors::serialize_to_file(views, header.metadata().clone(), to).expect("a writable folder");
+}
+
+/// The numbers of an `f32` tensor changed.
+pub fn floats(bytes: &[u8], change: impl Fn(f32) -> f32) -> Vec<u8> {
+    let (numbers, _) = bytes.as_chunks::<4>();
+    numbers.iter().flat_map(|&b| change(f32::from_le_bytes(b)).to_le_bytes()).collect()
+}
+
+/// The real binary, without a terminal.
+pub fn cogvx() -> Command {
+    program(env!("CARGO_BIN_EXE_cogvx"))
+}
+
+pub fn program(path: &str) -> Command {
+    let mut command = Command::new(path);
+    command.env("COLUMNS", "100").stdin(Stdio::null());
+    command
+}
+
+/// All that a command printed, for messages.
+pub fn said(output: &Output) -> String {
+    let [out, err] = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes).into_owned());
+    format!("{out}{err}")
+}
+
+/// All ONNX files of a bundle.
+pub fn graphs(bundle: &Path) -> Vec<PathBuf> {
+    let manifest = Bundle::open(bundle).expect("a sound bundle").manifest().clone();
+    manifest.components.values().flat_map(|c| &c.graphs).map(|g| bundle.join(&g.file)).collect()
+}
