@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
+use cogvx::bundle::WeightsMode;
 use cogvx::export::{ExportOptions, VideoShape};
 use cogvx_graphs::DType;
 use cogvx_graphs::pass::Target;
@@ -43,12 +44,13 @@ fn packages() -> &'static Result<PathBuf, String> {
     })
 }
 
-/// Export every checkpoint with `options` and give all graphs to the checker.
+/// Export every checkpoint with `options` and give all graphs to the checker. It refuses hard links, so weights are copied.
 fn check(options: &ExportOptions, arguments: &[&str]) {
     let packages = match packages() {
         Ok(folder) => folder,
         Err(why) => return println!("skipped: {why}"),
     };
+    let options = &ExportOptions { weights: WeightsMode::Copy, ..options.clone() };
     let folders: Vec<_> = checkpoints().into_iter().map(|c| (c, fresh_folder())).collect();
     let files: Vec<_> =
         folders.iter().flat_map(|(c, folder)| graphs(&bundle_of(&c.path, folder.path(), options).0)).collect();
