@@ -3,6 +3,7 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -113,7 +114,7 @@ fn mistakes_are_errors_with_a_reason() {
         let output = command.output().expect("cogvx starts");
         assert_eq!((output.status.code(), output.stdout.len()), (Some(2), 0), "{}", said(&output));
         let reason = String::from_utf8_lossy(&output.stderr).replace(&folder.display().to_string(), "[folder]");
-        all += &format!("{bundle} {}:\n{reason}\n", arguments.join(" "));
+        let _ = writeln!(all, "{bundle} {}:\n{reason}", arguments.join(" "));
         assert!(!folder.join("new").exists(), "{arguments:?}");
     }
     assert_snapshot!(all);

@@ -163,7 +163,7 @@ fn tensorrt_attention_is_fused_where_there_is_a_kernel() {
     }
 }
 
-/// AdaLN: `norm(x) (1 + scale) + shift` costs one layer norm and no arithmetic on the tokens.
+/// `AdaLN`: `norm(x) (1 + scale) + shift` costs one layer norm and no arithmetic on the tokens.
 #[test]
 fn modulated_norms_are_folded_into_their_parameters() {
     let graph = built(transformer);

@@ -218,7 +218,7 @@ impl Lower {
     ) -> Value<'g> {
         let mut split = |x: Value<'g>, order: [usize; 4]| {
             let [batch, tokens, width] = [0, 1, 2].map(|axis| x.dim(axis));
-            transpose(self.reshape(x, &dims![&batch, &tokens, heads, &(&width / heads)]), order)
+            transpose(self.reshape(x, &[batch, tokens, heads.into(), &width / heads]), order)
         };
         let (q, k, v) = (split(q, [0, 2, 1, 3]), split(k, [0, 2, 3, 1]), split(v, [0, 2, 1, 3]));
         let q = if scale.total_cmp(&1.0).is_eq() { q } else { binary("Mul", 14, q, q.scalar(scale)) };
