@@ -4,7 +4,7 @@ mod library;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ndarray::{ArrayD, ArrayViewD};
 use ort::environment::Environment;
@@ -88,8 +88,7 @@ impl Runtime {
     pub fn start(device: Device, threads: usize) -> Result<Self, RuntimeError> {
         let path = library::find_or_install()?;
         let start = || -> Result<_, String> {
-            let builder = ort::init_from(&path).map_err(|e| line(&e))?;
-            let environment = builder.with_name("cogvx").with_telemetry(false).build().map_err(|e| line(&e))?;
+            let environment = environment(&path)?;
             // What it would log is in the error it returns.
             environment.set_log_level(LogLevel::Fatal);
             let mut options = RunOptions::new().map_err(|e| line(&e))?;
@@ -138,6 +137,18 @@ impl Runtime {
         }
         builder.commit_from_file(path)
     }
+}
+
+/// The environment: ONNX Runtime allows one a process, so the first runtime starts it and all others share it.
+fn environment(library: &Path) -> Result<Environment, String> {
+    static STARTED: Mutex<Option<Environment>> = Mutex::new(None);
+    let mut started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(environment) = &*started {
+        return Ok(environment.clone());
+    }
+    let builder = ort::init_from(library).map_err(|e| e.to_string())?;
+    let environment = builder.with_name("cogvx").with_telemetry(false).build().map_err(|e| e.to_string())?;
+    Ok(started.insert(environment).clone())
 }
 
 /// What a graph is fed with.

@@ -1,7 +1,7 @@
 //! Exports that are killed and runs that are interrupted: a bundle is complete or absent.
 #![cfg(unix)]
 
-mod common;
+mod scene;
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use cogvx::bundle::Bundle;
 use serde_json::json;
 
-use common::{Scene, wait};
+use scene::{Scene, wait};
 
 /// Rows of the large token table: 320 MB of zeros.
 const ROWS: usize = 4_000_000;

@@ -1,18 +1,19 @@
 """Checks ONNX files with TensorRT for RTX, on a machine without a GPU.
 
-    python tests/tensorrt_check.py [--build] [--sm 89] [--shape INPUT=1x3x4]... [--dim NAME=3]... FILE.onnx...
+    python tests/tensorrt_check.py [--build] [--sm 89] [--shape INPUT=1x3x4]... [--dim NAME=2:3:5]... FILE.onnx...
 
 Parses each file into a strongly typed network and asks which nodes are not supported; `--build` also compiles it
 ahead of time for a compute capability (75, 80, 86, 89, 120 or 121). Dynamic inputs get an optimization profile of
 one shape: `--shape` names it (or MIN:OPT:MAX, each like 1x3x4), else every dimension takes its value by name
-(`--dim`, or the defaults below), and 4 when the name is not known. What a pass proves: operators, attributes and types fit
+(`--dim NAME=3` or, for a range, `NAME=MIN:OPT:MAX`; or the defaults below).
+Dimensions may be expressions over names: `frames*height*width/4`, `double(frames)`. What a pass proves: operators, attributes and types fit
 TensorRT's strong typing, and the shapes compile. It says nothing of numbers or speed.
 
 One line a file; the exit status is 1 when a file fails, and 77 when the two wheels are missing. They are 440 MB:
 
     pip install --no-deps onnxruntime_ep_nv_tensorrt_rtx_cu13==0.5.0 tensorrt_rtx_cu13_bindings==1.7.1.116
 """
-import argparse, importlib.util, os, pathlib, re, subprocess, sys, tempfile, time
+import argparse, ast, importlib.util, operator, os, pathlib, re, subprocess, sys, tempfile, time
 
 LIBRARIES, BINDINGS, READY = "onnxruntime_ep_nv_tensorrt_rtx", "tensorrt_rtx_bindings", "COGVX_TENSORRT_CHECK_READY"
 DIMS = {
@@ -38,6 +39,35 @@ def start_again():
         paths = [links, str(folder)] + [p for p in [os.environ.get("LD_LIBRARY_PATH")] if p]
         environment = os.environ | {"LD_LIBRARY_PATH": ":".join(paths), READY: "1"}
         return subprocess.run([sys.executable, __file__, *sys.argv[1:]], env=environment).returncode
+
+
+def double(frames):
+    """Frames after a doubling in time: of an odd number, the first stays single."""
+    return 2 * frames - frames % 2
+
+
+OPERATORS = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.floordiv,
+    ast.FloorDiv: operator.floordiv,
+}  # fmt: skip
+
+
+def size_of(expression, sizes):
+    """The number that an expression over named sizes stands for."""
+
+    def value(node):
+        match node:
+            case ast.Constant(value=int(number)):
+                return number
+            case ast.Name(id=name) if name in sizes:
+                return sizes[name]
+            case ast.BinOp(left=left, op=op, right=right) if type(op) in OPERATORS:
+                return OPERATORS[type(op)](value(left), value(right))
+            case ast.Call(func=ast.Name(id="double"), args=[argument], keywords=[]):
+                return double(value(argument))
+        raise ValueError(f"size `{expression}`: unknown name or operation; give names with --dim")
+
+    return value(ast.parse(expression, mode="eval").body)
 
 
 def parse_shapes(text):
@@ -87,13 +117,13 @@ def check(trt, path, args):
         x = made.get_input(i)
         if -1 not in tuple(x.shape):
             continue
-        size = lambda axis, n: n if n >= 0 else args.dims.get(x.get_dimension_name(axis), 4)
-        shapes = args.shapes.get(x.name) or [tuple(size(a, n) for a, n in enumerate(x.shape))] * 3
-        dynamic[x.name] = shapes[1]
+        size = lambda axis, n, dims: n if n >= 0 else size_of(x.get_dimension_name(axis), dims)
         try:  # raises or returns false, by what is wrong
+            shapes = args.shapes.get(x.name) or [tuple(size(a, n, dims) for a, n in enumerate(x.shape)) for dims in args.profile]
+            dynamic[x.name] = shapes[1]
             profile.set_shape(x.name, *shapes)
         except Exception as e:
-            found.append(f"shape of `{x.name}`, {shapes}: {e}")
+            found.append(f"shape of `{x.name}`: {e}")
     if dynamic:
         config.add_optimization_profile(profile)
     start = time.time()
@@ -112,15 +142,16 @@ def main():
     args.add_argument("--build", action="store_true", help="compile for a compute capability")
     args.add_argument("--sm", default="89", choices=["75", "80", "86", "89", "120", "121"])
     args.add_argument("--shape", action="append", default=[], metavar="INPUT=1x3x4")
-    args.add_argument("--dim", action="append", default=[], metavar="NAME=3")
+    args.add_argument("--dim", action="append", default=[], metavar="NAME=2:3:5")
     args.add_argument("--verbose", action="store_true", help="print all that TensorRT logs")
     args.add_argument("files", nargs="+")
     args = args.parse_args()
     try:
         args.shapes = {name: parse_shapes(text) for name, text in (s.rsplit("=", 1) for s in args.shape)}
-        args.dims = DIMS | {name: int(n) for name, n in (d.rsplit("=", 1) for d in args.dim)}
+        ranges = {name: [n for n, in parse_shapes(sizes)] for name, sizes in (d.rsplit("=", 1) for d in args.dim)}
+        args.profile = [DIMS | {name: sizes[i] for name, sizes in ranges.items()} for i in range(3)]
     except ValueError as e:
-        sys.exit(f"error: {e}: expected INPUT=1x3x4 and NAME=3")
+        sys.exit(f"error: {e}: expected INPUT=1x3x4 and NAME=3 or NAME=2:3:5")
     if READY not in os.environ:
         return start_again()
     import tensorrt_rtx_bindings as trt

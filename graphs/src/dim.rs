@@ -152,7 +152,16 @@ impl fmt::Display for Dim {
                 if m.numerator != 1 {
                     write!(f, "{}*", m.numerator)?;
                 }
-                f.write_str(&m.names.join("*"))?;
+                // A name may be a sum, see `Add`.
+                let alone = *m == Monomial { numerator: 1, denominator: 1, names: vec![m.names[0].clone()] };
+                for (i, name) in m.names.iter().enumerate() {
+                    let times = if i == 0 { "" } else { "*" };
+                    if name.contains(' ') && !alone {
+                        write!(f, "{times}({name})")?;
+                    } else {
+                        write!(f, "{times}{name}")?;
+                    }
+                }
                 if m.denominator != 1 {
                     write!(f, "/{}", m.denominator)?;
                 }
@@ -176,6 +185,8 @@ macro_rules! dims {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -190,5 +201,51 @@ mod tests {
     #[test]
     fn fixed_sizes_stay_numbers() {
         assert_eq!(&(&Dim::Fixed(60) / 2) * 3, Dim::Fixed(90));
+    }
+
+    #[test]
+    fn a_product_of_a_sum_has_parentheses() {
+        let sum = &Dim::named("tokens") + &Dim::named("frames");
+        assert_eq!((Dim::named("batch") * &sum).to_string(), "batch*(tokens + frames)");
+        assert_eq!((&sum / 2).to_string(), "(tokens + frames)/2");
+        assert_eq!(sum.to_string(), "tokens + frames");
+    }
+
+    /// What a size is, for known values of its names.
+    fn value(dim: &Dim, values: &[(&str, usize)]) -> (usize, usize) {
+        match dim {
+            Dim::Fixed(n) => (*n, 1),
+            Dim::Symbol(m) => {
+                let named = |name: &str| values.iter().find(|(n, _)| *n == name).map_or(1, |(_, value)| *value);
+                (m.numerator * m.names.iter().map(|name| named(name)).product::<usize>(), m.denominator)
+            }
+        }
+    }
+
+    fn dim() -> impl Strategy<Value = Dim> {
+        let name = prop_oneof![Just("frames"), Just("height"), Just("width")];
+        (1_usize..40, proptest::collection::vec(name, 0..4)).prop_map(|(n, names)| {
+            Dim::product(&names.into_iter().map(Dim::named).collect::<Vec<_>>()) * &Dim::Fixed(n)
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn sizes_calculate_as_numbers_do(a in dim(), b in dim(), n in 1_usize..20, sizes in [1_usize..50, 1_usize..50, 1_usize..50]) {
+            let values = [("frames", sizes[0]), ("height", sizes[1]), ("width", sizes[2])];
+            let of = |dim: &Dim| value(dim, &values);
+            let product = a.clone() * &b;
+            prop_assert_eq!(of(&product), (of(&a).0 * of(&b).0, 1));
+            prop_assert_eq!(&product, &(b.clone() * &a));
+            prop_assert_eq!(&(&(&a * n) / n), &a);
+            let (over, under) = of(&(&a / n));
+            if a.fixed().is_none() {
+                prop_assert_eq!(over * n, of(&a).0 * under);
+            } else {
+                prop_assert_eq!(over, of(&a).0 / n);
+            }
+            prop_assert!(a.may_equal(&a));
+            prop_assert_eq!(a.may_equal(&b), a == b || a.fixed().is_none() || b.fixed().is_none());
+        }
     }
 }

@@ -29,7 +29,9 @@ pub(crate) fn infer(op: &Op, inputs: &[Option<&Type>]) -> Inferred {
         Op::Slice { axis, start, length } => slice(input(0)?, *axis, start, length),
         Op::Last { axis, n } => {
             let mut t = input(0)?.clone();
-            *t.shape.get_mut(*axis).ok_or("no such axis")? = Dim::Fixed(*n);
+            let size = t.shape.get_mut(*axis).ok_or("no such axis")?;
+            ensure(size.fixed().is_none_or(|size| *n <= size), || format!("the last {n} of {size}"))?;
+            *size = Dim::Fixed(*n);
             Ok(vec![t])
         }
         Op::Split { axis, parts } => {
@@ -235,4 +237,118 @@ fn attention(inputs: &[Option<&Type>], heads: usize) -> Inferred {
         })?;
     }
     Ok(vec![Type::new(q.dtype, dims![&q.shape[0], &q.shape[1], &v.shape[2]])])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::op::Binary;
+
+    fn float(shape: Vec<Dim>) -> Type {
+        Type::new(DType::F32, shape)
+    }
+
+    #[test]
+    fn inputs_that_do_not_fit_are_refused() {
+        let batch = &Dim::named("batch");
+        let half = Type::new(DType::F16, dims![2, 4]);
+        let index = Type::new(DType::I64, dims![3]);
+        let add = || Op::Binary(Binary::Add);
+        let pads =
+            |pads: &[usize]| Op::Conv { strides: vec![1; pads.len()], pads: pads.iter().map(|&p| [p; 2]).collect() };
+        let attention = || Op::Attention { heads: 3, scale: 1.0 };
+        let cases: Vec<(Op, Vec<Type>, &str)> = vec![
+            (add(), vec![float(dims![2, 4])], "input 1 is missing"),
+            (add(), vec![float(dims![2, 4]), half.clone()], "expected f32, found f16"),
+            (add(), vec![float(dims![batch, 4]), float(dims![3])], "[batch, 4] and [3] do not broadcast"),
+            (Op::Reshape(dims![7]), vec![float(dims![2, 4])], "[2, 4] has not the elements of [7]"),
+            (Op::Transpose(vec![0, 0]), vec![half.clone()], "expected an order of 2 axes, found [0, 0]"),
+            (Op::Transpose(vec![0]), vec![half.clone()], "expected an order of 2 axes, found [0]"),
+            (Op::Concat(0), vec![], "nothing to join"),
+            (Op::Concat(2), vec![half.clone()], "no such axis"),
+            (Op::Concat(0), vec![half.clone(), float(dims![2, 4])], "expected f16, found f32"),
+            (Op::Concat(0), vec![float(dims![2, 4]), float(dims![4])], "expected 2 axes, found 1"),
+            (Op::Concat(0), vec![float(dims![2, 4]), float(dims![2, 5])], "[4, 4] and [2, 5] do not join on axis 0"),
+            (Op::Slice { axis: 0, start: 1.into(), length: 2.into() }, vec![half.clone()], "1..3 is outside 2"),
+            (Op::Slice { axis: 2, start: 0.into(), length: 1.into() }, vec![half.clone()], "no such axis"),
+            (Op::Last { axis: 2, n: 1 }, vec![half.clone()], "no such axis"),
+            (Op::Last { axis: 0, n: 3 }, vec![half.clone()], "the last 3 of 2"),
+            (Op::Split { axis: 1, parts: 3 }, vec![half.clone()], "expected a multiple of 3, found 4"),
+            (Op::Gather(0), vec![half.clone(), half.clone()], "expected i64 indices, found f16"),
+            (Op::Gather(2), vec![half.clone(), index], "no such axis"),
+            (Op::Upsample(vec![1]), vec![half.clone()], "expected 2 factors, found 1"),
+            (Op::Linear, vec![float(dims![2, 4]), float(dims![3, 5])], "expected 5 features, found 4"),
+            (Op::Linear, vec![float(dims![2, 4]), float(dims![3])], "expected weights [out, in], found [3]"),
+            (
+                Op::Linear,
+                vec![float(dims![2, 4]), float(dims![3, 4]), float(dims![4])],
+                "expected a bias [3], found [4]",
+            ),
+            (pads(&[0]), vec![float(dims![1, 2, 4]), float(dims![5, 3, 1])], "expected 3 channels, found 2"),
+            (pads(&[0]), vec![float(dims![1, 2, 4]), float(dims![5, 2])], "[1, 2, 4] does not fit a kernel [5, 2]"),
+            (pads(&[0]), vec![float(dims![1, 2, 4]), float(dims![5, 2, 9])], "4 is smaller than the kernel of 9"),
+            (
+                pads(&[2]),
+                vec![float(dims![1, 2, batch]), float(dims![5, 2, 3])],
+                "the size of batch after a kernel of 3 with stride 1 is not known",
+            ),
+            (
+                Op::RmsNorm { epsilon: 0.0 },
+                vec![float(dims![2, 4]), float(dims![3])],
+                "expected parameters [4], found [3]",
+            ),
+            (Op::RmsNorm { epsilon: 0.0 }, vec![float(dims![2, 4]), half.clone()], "expected f32, found f16"),
+            (
+                Op::GroupNorm { groups: 3, epsilon: 0.0 },
+                vec![float(dims![1, 4, 2])],
+                "expected channels in 3 groups, found 4",
+            ),
+            (attention(), vec![half.clone()], "expected queries, keys and values"),
+            (attention(), vec![half.clone(), half.clone(), half], "expected [batch, tokens, width], found [2, 4]"),
+            (attention(), vec![float(dims![1, 2, 4]); 3], "expected a multiple of 3 heads, found 4"),
+            (
+                attention(),
+                vec![float(dims![1, 2, 6]), float(dims![1, 2, 6]), float(dims![1, 2, 6]), float(dims![2, 2])],
+                "expected a bias [batch, heads, tokens, tokens], found [2, 2]",
+            ),
+        ];
+        let wrong = cases.iter().filter_map(|(op, inputs, expected)| {
+            let inputs: Vec<_> = inputs.iter().map(Some).collect();
+            let found = infer(op, &inputs);
+            (found.as_ref().err().map(String::as_str) != Some(*expected))
+                .then(|| format!("{op:?}: expected `{expected}`, found {found:?}"))
+        });
+        let wrong: Vec<_> = wrong.collect();
+        assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+    }
+
+    #[test]
+    fn sizes_follow_from_the_inputs() {
+        let (batch, frames) = (&Dim::named("batch"), &Dim::named("frames"));
+        let kernel = |sizes: Vec<Dim>| float([dims![8, 3], sizes].concat());
+        let conv = |stride, before, after| Op::Conv { strides: vec![stride], pads: vec![[before, after]] };
+        let cases: Vec<(Op, Vec<Type>, Vec<Dim>)> = vec![
+            (
+                Op::Binary(Binary::Mul),
+                vec![float(dims![batch, 1, 4]), float(dims![frames, 1])],
+                dims![batch, frames, 4],
+            ),
+            (Op::Concat(0), vec![float(dims![2]), float(dims![frames])], vec![&Dim::Fixed(2) + frames]),
+            (
+                conv(1, 0, 0),
+                vec![float(dims![batch, 3, &(&Dim::Fixed(2) + frames)]), kernel(dims![3])],
+                dims![batch, 8, frames],
+            ),
+            (conv(2, 0, 0), vec![float(dims![batch, 3, frames]), kernel(dims![2])], dims![batch, 8, &(frames / 2)]),
+            (conv(1, 1, 1), vec![float(dims![batch, 3, frames]), kernel(dims![3])], dims![batch, 8, frames]),
+            (conv(2, 1, 1), vec![float(dims![1, 3, 9]), kernel(dims![3])], dims![1, 8, 5]),
+            (conv(2, 0, 1), vec![float(dims![1, 3, 8]), kernel(dims![3])], dims![1, 8, 4]),
+            (conv(2, 0, 1), vec![float(dims![1, 3, frames]), kernel(dims![3])], dims![1, 8, &(frames / 2)]),
+            (Op::Upsample(vec![1, 2]), vec![float(dims![batch, &(frames / 2)])], dims![batch, frames]),
+        ];
+        for (op, inputs, expected) in cases {
+            let found = infer(&op, &inputs.iter().map(Some).collect::<Vec<_>>());
+            assert_eq!(found, Ok(vec![float(expected)]), "{op:?}");
+        }
+    }
 }

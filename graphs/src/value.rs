@@ -240,7 +240,7 @@ impl<'g> Value<'g> {
 
     /// A number of this value's element type.
     #[allow(clippy::cast_possible_truncation)] // Formulas over integers use whole numbers.
-    fn scalar(self, x: f32) -> Self {
+    pub(crate) fn scalar(self, x: f32) -> Self {
         let bytes = match self.dtype() {
             DType::I64 => (x as i64).to_le_bytes().to_vec(),
             DType::F16 => half::f16::from_f32(x).to_le_bytes().to_vec(),

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use serde_json::json;
 
-use crate::common::Scene;
+use crate::scene::Scene;
 use crate::{check, export, intact, refused};
 
 const SPIECE: &str = "CKPT/tokenizer/spiece.model";

@@ -5,14 +5,14 @@
 
 mod checkpoints;
 mod commands;
-#[path = "../common/mod.rs"]
-mod common;
 mod configs;
 mod references;
 mod runs;
+#[path = "../scene/mod.rs"]
+mod scene;
 mod weights;
 
-use common::Scene;
+use scene::Scene;
 
 /// One broken input. `line` is the command, `message` what it says after `error: `.
 struct Case {

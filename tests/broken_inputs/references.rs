@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::common::{Scene, Tensors, fixtures, read_tensors, tensors_file};
+use crate::scene::{Scene, Tensors, fixtures, read_tensors, tensors_file};
 use crate::{Case, check};
 
 /// Export the bundle, and write a reference of some of PyTorch's tensors after `edit`.

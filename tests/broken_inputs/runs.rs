@@ -1,6 +1,6 @@
 //! `cogvx run`: bundles, requests and outputs.
 
-use crate::common::Scene;
+use crate::scene::Scene;
 use crate::{Case, check, refused};
 
 const MANIFEST: &str = "BUNDLE/cogvx.json";

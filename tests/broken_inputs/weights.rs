@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::common::{Scene, safetensors};
+use crate::scene::{Scene, safetensors};
 use crate::{check, export};
 
 const DIT: &str = "CKPT/transformer/diffusion_pytorch_model.safetensors";

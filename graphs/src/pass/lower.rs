@@ -178,9 +178,9 @@ impl Lower {
     }
 
     /// The fused form: CPU keeps `O(tokens)` memory and CUDA picks cuDNN's kernel for `com.microsoft.MultiHeadAttention`
-    /// only; `TensorRT` knows ONNX's own `Attention`.
+    /// only; `TensorRT` knows ONNX's own `Attention`, but has kernels for it only in 16 bits and for some widths of heads.
     fn attention<'g>(
-        &self,
+        &mut self,
         inputs: &[Option<Value<'g>>],
         heads: usize,
         scale: f32,
@@ -195,6 +195,11 @@ impl Lower {
                 inputs.extend([None, None, bias]);
             }
             return emit(CONTRIB, "MultiHeadAttention", 1, attributes, &inputs, vec![to], out)[0];
+        }
+        let &[Some(q), Some(k), Some(v)] = qkv else { unreachable!("attention was inferred from all three") };
+        let has_kernel = to.dtype.size() == 2 && q.dim(2).fixed().is_some_and(|w| (w / heads).is_multiple_of(16));
+        if !has_kernel {
+            return self.primitive_attention([q, k, v], bias, heads, scale, &to);
         }
         let heads = Int(signed(heads));
         let attributes = vec![("kv_num_heads", heads.clone()), ("q_num_heads", heads), ("scale", Float(scale))];
@@ -229,6 +234,30 @@ impl Lower {
             inputs.push(Some(emit("", "Expand", 13, vec![], &[Some(*table), Some(sizes)], vec![r#type], out)[0]));
         }
         emit("", "RotaryEmbedding", 23, vec![("interleaved", Int(1)), ("num_heads", heads)], &inputs, vec![to], out)[0]
+    }
+
+    /// `softmax(scale q @ k.T + bias) @ v`, head by head.
+    fn primitive_attention<'g>(
+        &mut self,
+        [q, k, v]: [Value<'g>; 3],
+        bias: Option<Value<'g>>,
+        heads: usize,
+        scale: f32,
+        to: &Type,
+    ) -> Value<'g> {
+        let mut split = |x: Value<'g>, order: [usize; 4]| {
+            let [batch, tokens, width] = [0, 1, 2].map(|axis| x.dim(axis));
+            transpose(self.reshape(x, &[batch, tokens, heads.into(), &width / heads]), order)
+        };
+        let (q, k, v) = (split(q, [0, 2, 1, 3]), split(k, [0, 2, 3, 1]), split(v, [0, 2, 1, 3]));
+        let q = if scale.total_cmp(&1.0).is_eq() { q } else { binary("Mul", 14, q, q.scalar(scale)) };
+        let mut scores = matmul(q, k);
+        if let Some(bias) = bias {
+            scores = binary("Add", 14, scores, bias);
+        }
+        let weights =
+            emit("", "Softmax", 13, vec![("axis", Int(-1))], &[Some(scores)], vec![scores.r#type()], q.graph)[0];
+        self.reshape(transpose(matmul(weights, v), [0, 2, 1, 3]), &to.shape)
     }
 
     fn slice<'g>(&mut self, x: Value<'g>, axis: usize, start: &Dim, length: &Dim, to: Type) -> Value<'g> {
@@ -323,7 +352,7 @@ fn emit<'g>(
     out.add(Op::Onnx(OnnxOp { domain, name, since, attributes, outputs }), &inputs)
 }
 
-/// An element-wise operator on two tensors of the same shape.
+/// An element-wise operator; `b` has the shape of `a` or broadcasts to it.
 fn binary<'g>(name: &'static str, since: i64, a: Value<'g>, b: Value<'g>) -> Value<'g> {
     emit("", name, since, vec![], &[Some(a), Some(b)], vec![a.r#type()], a.graph)[0]
 }
@@ -334,6 +363,17 @@ fn cast(x: Value<'_>, dtype: DType) -> Value<'_> {
     }
     let r#type = Type::new(dtype, x.shape());
     emit("", "Cast", 19, vec![("to", Int(dtype.onnx().into()))], &[Some(x)], vec![r#type], x.graph)[0]
+}
+
+fn transpose(x: Value<'_>, order: [usize; 4]) -> Value<'_> {
+    let r#type = Type::new(x.dtype(), order.map(|axis| x.dim(axis)).to_vec());
+    emit("", "Transpose", 13, vec![("perm", ints(&order))], &[Some(x)], vec![r#type], x.graph)[0]
+}
+
+/// Matrix products over the last two of four axes.
+fn matmul<'g>(a: Value<'g>, b: Value<'g>) -> Value<'g> {
+    let r#type = Type::new(a.dtype(), [a.dim(0), a.dim(1), a.dim(2), b.dim(3)].to_vec());
+    emit("", "MatMul", 13, vec![], &[Some(a), Some(b)], vec![r#type], a.graph)[0]
 }
 
 fn slice<'g>(x: Value<'g>, axis: usize, start: Value<'g>, end: Value<'g>, to: Type) -> Value<'g> {

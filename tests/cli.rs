@@ -1,0 +1,262 @@
+//! The command line, through the real binaries.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use cogvx::bundle::{MANIFEST, Origin};
+use insta::assert_snapshot;
+
+use common::{cogvx, entries, fixture, fresh_folder, program, root, said};
+
+/// What a command printed on standard output; it must succeed.
+fn printed(command: &mut std::process::Command) -> String {
+    let output = command.output().expect("the program starts");
+    assert_eq!(output.status.code(), Some(0), "{command:?}\n{}", said(&output));
+    String::from_utf8(output.stdout).expect("text")
+}
+
+/// All files below `folder`, by their relative paths.
+fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let mut open = vec![folder.to_path_buf()];
+    while let Some(path) = open.pop() {
+        if path.is_dir() {
+            open.extend(entries(&path));
+        } else {
+            let name = path.strip_prefix(folder).expect("below the folder").to_path_buf();
+            found.insert(name, fs::read(&path).expect("a readable file"));
+        }
+    }
+    found
+}
+
+fn copy_tree(from: &Path, to: &Path) {
+    for (name, bytes) in files(from) {
+        let path = to.join(name);
+        fs::create_dir_all(path.parent().expect("a folder")).expect("a writable folder");
+        fs::write(path, bytes).expect("a writable folder");
+    }
+}
+
+fn export(checkpoint: &Path, bundle: &Path, arguments: &[&str]) -> String {
+    printed(cogvx().arg("export").arg(checkpoint).arg("--output").arg(bundle).args(arguments))
+}
+
+/// Make one frame of a bundle.
+fn run(bundle: &Path, video: &Path) -> Vec<u8> {
+    let size = ["--frames", "1", "--height", "16", "--width", "16", "--steps", "2", "--threads", "1"];
+    printed(cogvx().arg("run").arg(bundle).args(["--prompt", "a boat"]).args(size).arg("--output").arg(video));
+    fs::read(video).expect("a video")
+}
+
+#[test]
+fn help_says_what_can_be_done() {
+    for (name, arguments) in [
+        ("help", &["--help"][..]),
+        ("help_export", &["export", "--help"]),
+        ("help_verify", &["verify", "--help"]),
+        ("help_run", &["run", "--help"]),
+    ] {
+        assert_snapshot!(name, printed(cogvx().args(arguments)));
+    }
+}
+
+/// The report with sizes and the place blanked out, for they vary.
+fn without_sizes(report: &str, folder: &Path) -> String {
+    let report = report.replace(&folder.display().to_string(), "[folder]");
+    let mut words: Vec<_> = report.split(' ').collect();
+    for i in 1..words.len() {
+        if ["B", "KiB", "MiB"].iter().any(|unit| words[i].starts_with(unit)) {
+            words[i - 1] = "[n]";
+        }
+    }
+    words.join(" ")
+}
+
+#[test]
+fn export_reports_what_it_did() {
+    let folder = fresh_folder();
+    let folder = folder.path().canonicalize().expect("a folder");
+    for (name, checkpoint, arguments) in [
+        ("export_as_it_is", "2b-fp32", &["--weights", "copy"][..]),
+        ("export_converted", "2b-fp16-sharded", &["--precision", "bf16", "--weights", "copy", "--overwrite"]),
+        (
+            "export_for_tensorrt_at_one_size",
+            "2b-bf16",
+            &["--target", "tensorrt", "--shapes", "9x24x40", "--weights", "copy", "--overwrite"],
+        ),
+        ("export_of_one_component", "2b-fp32", &["--components", "vae", "--weights", "copy", "--overwrite"]),
+    ] {
+        let report = export(&fixture(checkpoint), &folder.join("bundle"), arguments);
+        assert_snapshot!(name, without_sizes(&report, &folder));
+    }
+}
+
+#[test]
+fn mistakes_are_errors_with_a_reason() {
+    let folder = fresh_folder();
+    let folder = folder.path().canonicalize().expect("a folder");
+    let (checkpoint, bundle) = (fixture("2b-fp32"), folder.join("bundle"));
+    export(&checkpoint, &bundle, &["--components", "vae"]);
+    let mut all = String::new();
+    for (bundle, arguments) in [
+        ("bundle", &[][..]),
+        ("new", &["--shapes", "8x32x32"]),
+        ("new", &["--shapes", "9x30x32"]),
+        ("new", &["--shapes", "9x32"]),
+    ] {
+        let mut command = cogvx();
+        command.arg("export").arg(&checkpoint).arg("--output").arg(folder.join(bundle)).args(arguments);
+        let output = command.output().expect("cogvx starts");
+        assert_eq!((output.status.code(), output.stdout.len()), (Some(2), 0), "{}", said(&output));
+        let reason = String::from_utf8_lossy(&output.stderr).replace(&folder.display().to_string(), "[folder]");
+        let _ = writeln!(all, "{bundle} {}:\n{reason}", arguments.join(" "));
+        assert!(!folder.join("new").exists(), "{arguments:?}");
+    }
+    assert_snapshot!(all);
+}
+
+#[test]
+fn cogvx_export_is_cogvx_export_under_another_name() {
+    let folder = fresh_folder();
+    let [one, other] = ["one", "other"].map(|name| folder.path().join(name));
+    let arguments = ["--target", "cuda", "--precision", "fp16"];
+    export(&fixture("2b-fp32"), &one, &arguments);
+    let mut alias = program(env!("CARGO_BIN_EXE_cogvx-export"));
+    printed(alias.arg(fixture("2b-fp32")).arg("-o").arg(&other).args(arguments));
+    assert_eq!(files(&one), files(&other));
+}
+
+#[test]
+fn two_exports_of_a_checkpoint_are_the_same_to_the_byte() {
+    let folder = fresh_folder();
+    for (i, arguments) in [
+        &["--target", "cpu"][..],
+        &["--target", "cpu", "--precision", "bf16"],
+        &["--target", "tensorrt", "--precision", "fp16", "--shapes", "9x32x48"],
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let [one, other] = ["one", "other"].map(|name| folder.path().join(format!("{name}{i}")));
+        export(&fixture("2b-fp16-sharded"), &one, arguments);
+        export(&fixture("2b-fp16-sharded"), &other, arguments);
+        let (one, other) = (files(&one), files(&other));
+        assert!(one.len() > 10, "{:?}", one.keys());
+        let differ: Vec<_> =
+            one.iter().filter(|(name, bytes)| other.get(*name) != Some(bytes)).map(|(n, _)| n).collect();
+        assert!(differ.is_empty() && one.len() == other.len(), "{arguments:?}: {differ:?}");
+    }
+}
+
+#[cfg(unix)]
+fn inode(path: &Path) -> (u64, u64) {
+    use std::os::unix::fs::MetadataExt as _;
+    let metadata = fs::metadata(path).expect("a file");
+    (metadata.dev(), metadata.ino())
+}
+
+#[cfg(unix)]
+#[test]
+fn linked_weights_are_the_files_of_the_checkpoint() {
+    let folder = fresh_folder();
+    let [checkpoint, bundle] = ["checkpoint", "bundle"].map(|name| folder.path().join(name));
+    copy_tree(&fixture("2b-fp16-sharded"), &checkpoint);
+    export(&checkpoint, &bundle, &["--weights", "link"]);
+    let manifest = cogvx::bundle::Manifest::read(&bundle).expect("a bundle");
+    let linked: Vec<_> = manifest.files.iter().filter(|f| f.origin == Origin::Linked).map(|f| &f.path).collect();
+    assert_eq!(linked.len(), 9, "four shards twice and the VAE: {linked:?}");
+    for path in linked {
+        let original = checkpoint.join(path.replace("vae_decoder/", "vae/"));
+        assert_eq!(inode(&bundle.join(path)), inode(&original), "{path}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_bundle_of_copies_works_after_the_checkpoint_is_gone() {
+    let folder = fresh_folder();
+    let [checkpoint, bundle] = ["checkpoint", "bundle"].map(|name| folder.path().join(name));
+    copy_tree(&fixture("2b-fp32"), &checkpoint);
+    export(&checkpoint, &bundle, &["--weights", "copy"]);
+    let weights = "transformer/diffusion_pytorch_model.safetensors";
+    assert_ne!(inode(&bundle.join(weights)), inode(&checkpoint.join(weights)));
+    let before = run(&checkpoint, &folder.path().join("before.npy"));
+    fs::remove_dir_all(&checkpoint).expect("a folder");
+    assert_eq!(run(&bundle, &folder.path().join("after.npy")), before);
+}
+
+/// `models--owner--name/snapshots/<revision>` of links to `blobs/<hash>`, as `huggingface_hub` lays files out.
+#[cfg(unix)]
+fn hugging_face_cache(checkpoint: &Path, folder: &Path) -> PathBuf {
+    let repository = folder.join("models--zai-org--CogVideoX-2b");
+    let (blobs, snapshot) = (repository.join("blobs"), repository.join("snapshots/1137dacf"));
+    fs::create_dir_all(&blobs).expect("a writable folder");
+    for (i, (name, bytes)) in files(checkpoint).into_iter().enumerate() {
+        let (hash, link) = (format!("{i:040x}"), snapshot.join(&name));
+        fs::write(blobs.join(&hash), bytes).expect("a writable folder");
+        fs::create_dir_all(link.parent().expect("a folder")).expect("a writable folder");
+        let up = "../".repeat(name.components().count() + 1);
+        std::os::unix::fs::symlink(format!("{up}blobs/{hash}"), link).expect("a writable folder");
+    }
+    snapshot
+}
+
+#[cfg(unix)]
+#[test]
+fn a_hugging_face_cache_exports_with_links_and_runs() {
+    let folder = fresh_folder();
+    for checkpoint in ["2b-fp16-sharded", "2b-bf16"] {
+        let snapshot = hugging_face_cache(&fixture(checkpoint), &folder.path().join(checkpoint));
+        let bundle = folder.path().join(format!("{checkpoint}.bundle"));
+        export(&snapshot, &bundle, &["--weights", "link"]);
+        let shard = entries(&snapshot.join("transformer"))
+            .into_iter()
+            .find(|p| p.extension().is_some_and(|e| e == "safetensors"));
+        let shard = shard.expect("weights");
+        let linked = bundle.join("transformer").join(shard.file_name().expect("a file"));
+        assert!(!linked.is_symlink() && linked.is_file(), "{checkpoint}");
+        assert_eq!(inode(&linked), inode(&shard), "{checkpoint}");
+        let video = run(&bundle, &folder.path().join("cached.npy"));
+        assert_eq!(video, run(&fixture(checkpoint), &folder.path().join("plain.npy")), "{checkpoint}");
+        assert_eq!(video, run(&snapshot, &folder.path().join("snapshot.npy")), "{checkpoint}");
+        // Nothing stays beside what was exported for the occasion.
+        let beside = entries(snapshot.parent().expect("a folder"));
+        assert_eq!(beside, [snapshot], "{checkpoint}");
+    }
+}
+
+#[test]
+fn a_failed_export_leaves_nothing_behind() {
+    let folder = fresh_folder();
+    let checkpoint = folder.path().join("checkpoint");
+    copy_tree(&fixture("2b-fp32"), &checkpoint);
+    let weights = checkpoint.join("vae/diffusion_pytorch_model.safetensors");
+    let bytes = fs::read(&weights).expect("weights");
+    fs::write(&weights, &bytes[..bytes.len() - 1]).expect("a writable folder");
+    let output = cogvx()
+        .arg("export")
+        .arg(&checkpoint)
+        .arg("-o")
+        .arg(folder.path().join("bundle"))
+        .output()
+        .expect("cogvx starts");
+    assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+    assert!(said(&output).contains("vae/diffusion_pytorch_model.safetensors"), "{}", said(&output));
+    assert_eq!(entries(folder.path()), [checkpoint]);
+}
+
+#[test]
+fn the_manifest_names_every_file_of_the_bundle() {
+    let folder = fresh_folder();
+    let bundle = folder.path().join("bundle");
+    export(&root().join("examples/shapes-model"), &bundle, &[]);
+    let manifest = cogvx::bundle::Manifest::read(&bundle).expect("a bundle");
+    let listed: Vec<_> = manifest.files.iter().map(|f| PathBuf::from(&f.path)).collect();
+    let found: Vec<_> = files(&bundle).into_keys().filter(|name| name != Path::new(MANIFEST)).collect();
+    assert_eq!(listed.iter().collect::<std::collections::BTreeSet<_>>(), found.iter().collect());
+}

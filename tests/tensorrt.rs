@@ -1,0 +1,76 @@
+//! TensorRT parses and compiles every graph; no GPU is needed. `COGVX_TENSORRT_PYTHON` names a Python with the wheels that
+//! `tests/tensorrt_check.py` asks for.
+
+mod common;
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use cogvx::export::{ExportOptions, VideoShape};
+use cogvx_graphs::DType;
+use cogvx_graphs::pass::Target;
+
+use common::{bundle_of, checkpoints, fresh_folder, graphs, root, said};
+
+/// The script's word for "cannot run here".
+const SKIPPED: i32 = 77;
+
+/// Sizes of an engine that takes more than one.
+const RANGES: [&str; 4] = ["batch=1:2:2", "tokens=8:16:32", "height=4:8:16", "width=6:12:24"];
+
+/// Why a test does not run here.
+struct Skipped(String);
+
+/// Compile `files`, with the script's `arguments`.
+fn compile(files: &[PathBuf], arguments: &[&str]) -> Result<(), Skipped> {
+    let python = std::env::var_os("COGVX_TENSORRT_PYTHON").unwrap_or("python3".into());
+    let mut command = Command::new(&python);
+    command.arg(root().join("tests/tensorrt_check.py")).arg("--build").args(arguments).args(files);
+    let output = command.output().map_err(|e| Skipped(format!("skipped: {}: {e}", python.display())))?;
+    if output.status.code() == Some(SKIPPED) {
+        return Err(Skipped(said(&output)));
+    }
+    println!("{arguments:?}\n{}", said(&output));
+    assert!(output.status.success(), "{arguments:?}\n{}", said(&output));
+    let passed = String::from_utf8_lossy(&output.stdout).lines().filter(|l| l.starts_with("ok ")).count();
+    assert_eq!(passed, files.len(), "{}", said(&output));
+    Ok(())
+}
+
+/// Export every checkpoint in each precision and hand all graphs to `compile`.
+fn each_precision(shapes: Option<VideoShape>, compile: impl Fn(&[PathBuf]) -> Result<(), Skipped>) {
+    for precision in [DType::F16, DType::BF16, DType::F32] {
+        let options =
+            ExportOptions { precision: Some(precision), target: Target::TensorRt, shapes, ..Default::default() };
+        let folders: Vec<_> = checkpoints().into_iter().map(|c| (c, fresh_folder())).collect();
+        let files: Vec<_> =
+            folders.iter().flat_map(|(c, folder)| graphs(&bundle_of(&c.path, folder.path(), &options).0)).collect();
+        if let Err(Skipped(why)) = compile(&files) {
+            return println!("{}", why.trim());
+        }
+    }
+}
+
+#[test]
+fn graphs_of_any_size_compile_for_a_range_of_sizes() {
+    each_precision(None, |files| {
+        let (first, rest): (Vec<_>, Vec<_>) = files.iter().cloned().partition(|file| file.ends_with("first.onnx"));
+        let ranges: Vec<_> = RANGES.iter().flat_map(|range| ["--dim", range]).collect();
+        compile(&rest, &[&ranges[..], &["--dim", "frames=1:3:6"]].concat())?;
+        // TensorRT finds no engine for both an image and a video: their frames double in another way.
+        compile(&first, &[&ranges[..], &["--dim", "frames=2:3:3"]].concat())
+    });
+}
+
+#[test]
+fn the_decoder_of_any_size_compiles_for_an_image() {
+    each_precision(None, |files| {
+        let first: Vec<_> = files.iter().filter(|file| file.ends_with("first.onnx")).cloned().collect();
+        compile(&first, &["--dim", "frames=1"])
+    });
+}
+
+#[test]
+fn graphs_of_fixed_sizes_compile() {
+    each_precision(Some(VideoShape { frames: 9, height: 32, width: 48 }), |files| compile(files, &[]));
+}
