@@ -37,21 +37,29 @@ pub fn entries(folder: &Path) -> Vec<PathBuf> {
     paths
 }
 
-/// All checkpoints of the 2B kind.
+/// All checkpoints.
 pub fn checkpoints() -> Vec<Checkpoint> {
     let name = |path: &Path| path.file_name().and_then(|n| n.to_str()).unwrap_or_default().to_string();
     let fixtures =
         entries(&root().join("tests/fixtures")).into_iter().map(|path| Checkpoint { name: name(&path), path });
     let shapes = Checkpoint { name: "shapes".into(), path: root().join("examples/shapes-model") };
-    let all: Vec<_> = fixtures.filter(|c| c.name.starts_with("2b-")).chain([shapes]).collect();
-    assert!(all.len() >= 4, "expected the fixtures and the shapes model, found {}", all.len());
+    let all: Vec<_> = fixtures.filter(|c| c.path.join("model_index.json").is_file()).chain([shapes]).collect();
+    assert!(all.len() >= 8, "expected the fixtures and the shapes model, found {}", all.len());
     all
 }
 
-/// References made from `checkpoint`.
+/// References of what cogvx refuses: diffusers gives a model of learned positions sine positions where the number of frames
+/// is not the learned one.
+pub const REFUSED: [&str; 1] = ["5b-i2v-other"];
+
+/// References made from `checkpoint`, those of video to video among them.
 pub fn references(checkpoint: &Checkpoint) -> Vec<PathBuf> {
     let mut all = entries(&fixture("references"));
-    all.retain(|path| stem(path).strip_prefix(&checkpoint.name).is_some_and(|case| case.starts_with('-')));
+    all.retain(|path| {
+        let name = stem(path).strip_prefix("v2v-").unwrap_or(stem(path));
+        let is_reference = path.extension().is_some_and(|e| e == "safetensors") && !REFUSED.contains(&stem(path));
+        is_reference && name.strip_prefix(&checkpoint.name).is_some_and(|case| case.starts_with('-'))
+    });
     assert!(!all.is_empty(), "no references of {}", checkpoint.name);
     all
 }
