@@ -169,9 +169,9 @@ fn linked_weights_are_the_files_of_the_checkpoint() {
     export(&checkpoint, &bundle, &["--weights", "link"]);
     let manifest = cogvx::bundle::Manifest::read(&bundle).expect("a bundle");
     let linked: Vec<_> = manifest.files.iter().filter(|f| f.origin == Origin::Linked).map(|f| &f.path).collect();
-    assert_eq!(linked.len(), 9, "four shards twice and the VAE: {linked:?}");
+    assert_eq!(linked.len(), 10, "four shards twice and the VAE twice: {linked:?}");
     for path in linked {
-        let original = checkpoint.join(path.replace("vae_decoder/", "vae/"));
+        let original = checkpoint.join(path.replace("vae_decoder/", "vae/").replace("vae_encoder/", "vae/"));
         assert_eq!(inode(&bundle.join(path)), inode(&original), "{path}");
     }
 }

@@ -54,7 +54,7 @@ fn check(options: &ExportOptions, arguments: &[&str]) {
     let folders: Vec<_> = checkpoints().into_iter().map(|c| (c, fresh_folder())).collect();
     let files: Vec<_> =
         folders.iter().flat_map(|(c, folder)| graphs(&bundle_of(&c.path, folder.path(), options).0)).collect();
-    assert_eq!(files.len(), 4 * folders.len());
+    assert_eq!(files.len(), 6 * folders.len());
     let mut command = python(packages);
     let output = command.arg(root().join("tests/onnx_check.py")).args(arguments).args(&files).output();
     let output = output.expect("it ran before");

@@ -106,6 +106,10 @@ fn a_bundle_of_fixed_sizes_makes_the_same_video() {
         edited(&fixture(&format!("references/{name}.safetensors")), &part, |tensor, data| {
             ["text_encoder/", "pipeline/"].iter().any(|p| tensor.starts_with(p)).then(|| data.to_vec())
         });
+        let image = fixture(&format!("references/{name}-input.png"));
+        if image.is_file() {
+            fs::copy(image, folder.path().join("reference-input.png")).expect("copied");
+        }
         let rows = compare(&pipeline(&bundle), &part);
         println!("{}", figures(&name, &rows));
         failures += &differences(&name, &rows);

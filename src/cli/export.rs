@@ -41,7 +41,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "FRAMESxHEIGHTxWIDTH")]
     shapes: Option<String>,
     /// Export only these
-    #[arg(long, value_delimiter = ',', default_value = "text-encoder,transformer,vae-decoder,vae-encoder")]
+    #[arg(long, value_delimiter = ',', default_value = "text-encoder,transformer,vae")]
     components: Vec<Part>,
     /// Replace the bundle at the output
     #[arg(long)]
@@ -82,6 +82,8 @@ enum Weights {
 enum Part {
     TextEncoder,
     Transformer,
+    /// Decoder and encoder
+    Vae,
     VaeDecoder,
     VaeEncoder,
 }
@@ -117,6 +119,7 @@ impl Part {
         match self {
             Self::TextEncoder => component == Component::TextEncoder,
             Self::Transformer => component == Component::Transformer,
+            Self::Vae => matches!(component, Component::VaeDecoder | Component::VaeEncoder),
             Self::VaeDecoder => component == Component::VaeDecoder,
             Self::VaeEncoder => component == Component::VaeEncoder,
         }

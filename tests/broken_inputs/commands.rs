@@ -72,7 +72,7 @@ fn words_the_command_does_not_know_are_refused() {
             "cogvx-export CKPT -o OUT --components unet",
             intact,
             "invalid value 'unet' for '--components <COMPONENTS>'\n\
-             \x20 [possible values: text-encoder, transformer, vae]",
+             \x20 [possible values: text-encoder, transformer, vae, vae-decoder, vae-encoder]",
         ),
         refused(
             "no output",

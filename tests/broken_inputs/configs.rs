@@ -191,27 +191,32 @@ fn parts_that_do_not_belong_together_are_refused() {
 }
 
 #[test]
-fn what_is_not_supported_yet_is_said_to_be_so() {
+fn parts_of_other_members_of_the_family_are_refused() {
     let cases = [
         export(
-            "rotary positions",
-            |s| s.set(DIT, "use_rotary_positional_embeddings", true),
-            "`CKPT/transformer/config.json`: not supported yet: rotary positions (5B, 1.5)",
-        ),
-        export(
-            "patches in time",
+            "patches in time and sine positions",
             |s| s.set(DIT, "patch_size_t", 2),
-            "`CKPT/transformer/config.json`: not supported yet: patches in time (1.5)",
+            "`CKPT/transformer/config.json`: not supported yet: patches in time without rotary positions",
         ),
         export(
-            "the ofs embedding",
+            "an offset embedding that cannot be added to the timestep's",
             |s| s.set(DIT, "ofs_embed_dim", 512),
-            "`CKPT/transformer/config.json`: not supported yet: the `ofs` embedding (1.5-I2V)",
+            "`CKPT/transformer/config.json`: expected `ofs_embed_dim` of 24 as in `time_embed_dim`, found 512",
         ),
         export(
-            "an image pipeline",
+            "an offset embedding without weights",
+            |s| s.set(DIT, "ofs_embed_dim", 24),
+            "4 problems building `transformer` from CKPT/transformer\n  \
+             `ofs_embedding.linear_1.weight`: expected [24, 24], not in checkpoint\n  \
+             `ofs_embedding.linear_1.bias`: expected [24], not in checkpoint\n  \
+             `ofs_embedding.linear_2.weight`: expected [24, 24], not in checkpoint\n  \
+             `ofs_embedding.linear_2.bias`: expected [24], not in checkpoint",
+        ),
+        export(
+            "an image pipeline around a text model",
             |s| s.set(INDEX, "_class_name", "CogVideoXImageToVideoPipeline"),
-            "`CKPT/model_index.json`: not supported yet: image and video conditioning",
+            "`CKPT/transformer/config.json`: expected `in_channels` of 8 as in the VAE's `latent_channels` of noise and \
+             image, found 4",
         ),
     ];
     check("2b-fp32", &cases);

@@ -139,7 +139,7 @@ fn references_that_cannot_be_compared_are_refused() {
                     });
                 });
             },
-            "`hidden_states`: expected [batch, frames, 4, height, width] in whole patches of 2, found [1, 3, \
+            "`hidden_states`: expected [batch, frames, 4, height, width] in patches of 1x2x2, found [1, 3, \
              4, 16, 1]",
         ),
         verify(

@@ -82,9 +82,7 @@ fn damaged_bundles_are_refused() {
         run(
             "a configuration of another model than the graphs'",
             |s| (bundle(s), s.json(MANIFEST, |m| m["config"]["transformer"]["in_channels"] = 8.into())).0,
-            "cannot run `BUNDLE/transformer/model.onnx`: Got invalid dimensions for input: hidden_states for \
-             the following indices index: 2 Got: 8 Expected: 4 Please fix either the inputs/outputs or the \
-             model.",
+            "`--image`: expected an image: this is an image-to-video model, found none",
         ),
         run(
             "graphs of one component for those of another",

@@ -55,10 +55,14 @@ pub const REFUSED: [&str; 1] = ["5b-i2v-other"];
 /// References made from `checkpoint`, those of video to video among them.
 pub fn references(checkpoint: &Checkpoint) -> Vec<PathBuf> {
     let mut all = entries(&fixture("references"));
+    // Of `5b` and `5b-i2v`, the longer name takes what begins with both.
+    let others: Vec<_> =
+        checkpoints().into_iter().map(|c| c.name).filter(|n| n.len() > checkpoint.name.len()).collect();
+    let of = |name: &str, checkpoint: &str| name.strip_prefix(checkpoint).is_some_and(|case| case.starts_with('-'));
     all.retain(|path| {
         let name = stem(path).strip_prefix("v2v-").unwrap_or(stem(path));
         let is_reference = path.extension().is_some_and(|e| e == "safetensors") && !REFUSED.contains(&stem(path));
-        is_reference && name.strip_prefix(&checkpoint.name).is_some_and(|case| case.starts_with('-'))
+        is_reference && of(name, &checkpoint.name) && !others.iter().any(|other| of(name, other))
     });
     assert!(!all.is_empty(), "no references of {}", checkpoint.name);
     all
