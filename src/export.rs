@@ -49,7 +49,7 @@ pub enum ExportError {
     Mismatch { file: PathBuf, field: &'static str, expected: usize, with: &'static str, found: usize },
     /// Sizes the model cannot have.
     #[error("`--shapes`: expected {axis} of {expected}, found {found}")]
-    Shape { axis: &'static str, expected: String, found: usize },
+    Shape { axis: &'static str, expected: String, found: String },
     /// A defect of cogvx: a pass made a graph that does not fit together.
     #[error("cannot lower `{graph}`: {problem}")]
     Lower { graph: String, problem: Problem },
@@ -208,13 +208,19 @@ impl Sizes {
             let frames = |n| VideoDims { frames: Dim::Fixed(n), ..dynamic.clone() };
             return Ok(Self {
                 tokens: Dim::named("tokens"),
-                latents: dynamic.clone(),
+                latents: learned_latents(configs).unwrap_or(dynamic.clone()),
                 decoder: [dynamic.clone(), frames(LATENT_CHUNK)],
                 encoder: [dynamic.clone(), frames(FRAME_CHUNK)],
             });
         };
         let [frames, height, width] = shape.latents(&configs.vae, configs.dit.patch_size)?;
         let padded = frames.next_multiple_of(configs.dit.patch_size_t.unwrap_or(1));
+        let wanted = VideoDims::fixed(padded, height, width);
+        if let Some(learned) = learned_latents(configs).filter(|learned| *learned != wanted) {
+            let size = |d: &VideoDims| format!("{}x{}x{}", d.frames, d.height, d.width);
+            let expected = format!("{}, the size of the learned positions", size(&learned));
+            return Err(ExportError::Shape { axis: "latents", expected, found: size(&wanted) });
+        }
         let latents = |frames| VideoDims::fixed(frames, height, width);
         let pixels = |frames| VideoDims::fixed(frames, shape.height, shape.width);
         // An image-to-video model encodes one image.
@@ -234,6 +240,13 @@ impl Sizes {
     fn encoder(&self, part: vae::Part) -> &VideoDims {
         &self.encoder[usize::from(part == vae::Part::Next)]
     }
+}
+
+/// The one latent size of a model with learned positions.
+fn learned_latents(configs: &Configs) -> Option<VideoDims> {
+    let [frames, rows, columns] = configs.dit.use_learned_positional_embeddings.then(|| configs.dit.sample_grid())?;
+    let patch = configs.dit.patch_size;
+    Some(VideoDims::fixed(frames, rows * patch, columns * patch))
 }
 
 /// The bundle being filled.

@@ -24,7 +24,7 @@ pub enum PictureError {
     Format { path: PathBuf, problem: String },
 }
 
-fn format(path: &Path, problem: impl ToString) -> PictureError {
+fn format(path: &Path, problem: &dyn std::fmt::Display) -> PictureError {
     PictureError::Format { path: path.into(), problem: problem.to_string() }
 }
 
@@ -45,7 +45,7 @@ pub fn video(path: &Path, size: [usize; 2]) -> Result<ArrayD<f32>, PictureError>
     let frames = read_video(path)?;
     let frames: Vec<_> = frames.iter().map(|frame| prepared(frame, size)).collect();
     let views: Vec<_> = frames.iter().map(|f| f.view()).collect();
-    ndarray::stack(Axis(1), &views).map_err(|_| format(path, "expected at least one frame, found none"))
+    ndarray::stack(Axis(1), &views).map_err(|_| format(path, &"expected at least one frame, found none"))
 }
 
 fn read_image(path: &Path) -> Result<RgbImage, PictureError> {
@@ -54,7 +54,7 @@ fn read_image(path: &Path) -> Result<RgbImage, PictureError> {
     let mut limits = image::Limits::default();
     (limits.max_image_width, limits.max_image_height) = (Some(MOST), Some(MOST));
     reader.limits(limits);
-    Ok(reader.decode().map_err(|e| format(path, e))?.into_rgb8())
+    Ok(reader.decode().map_err(|e| format(path, &e))?.into_rgb8())
 }
 
 fn read_video(path: &Path) -> Result<Vec<RgbImage>, PictureError> {
@@ -68,16 +68,16 @@ fn read_video(path: &Path) -> Result<Vec<RgbImage>, PictureError> {
     let file = File::open(path).map_err(read)?;
     match path.extension().and_then(|e| e.to_str()) {
         Some("npy") => {
-            let frames = Array4::<u8>::read_npy(file).map_err(|e| format(path, e))?;
+            let frames = Array4::<u8>::read_npy(file).map_err(|e| format(path, &e))?;
             frames.outer_iter().map(|frame| rgb(path, &frame.to_owned())).collect()
         }
         Some("gif") => {
-            let decoder = GifDecoder::new(std::io::BufReader::new(file)).map_err(|e| format(path, e))?;
-            let frames = decoder.into_frames().collect_frames().map_err(|e| format(path, e))?;
+            let decoder = GifDecoder::new(std::io::BufReader::new(file)).map_err(|e| format(path, &e))?;
+            let frames = decoder.into_frames().collect_frames().map_err(|e| format(path, &e))?;
             let rgb = |frame: image::Frame| image::DynamicImage::ImageRgba8(frame.into_buffer()).into_rgb8();
             Ok(frames.into_iter().map(rgb).collect())
         }
-        _ => Err(format(path, "expected a video as `.npy`, `.gif` or a folder of images")),
+        _ => Err(format(path, &"expected a video as `.npy`, `.gif` or a folder of images")),
     }
 }
 
@@ -90,7 +90,7 @@ fn rgb(path: &Path, frame: &Array3<u8>) -> Result<RgbImage, PictureError> {
         }
         _ => None,
     };
-    image.ok_or_else(|| format(path, format_args!("expected [frames, height, width, 3], found {:?}", frame.shape())))
+    image.ok_or_else(|| format(path, &format_args!("expected [frames, height, width, 3], found {:?}", frame.shape())))
 }
 
 /// Resized as Pillow does, `[3, height, width]` in -1..1.

@@ -147,7 +147,7 @@ impl VideoShape {
     /// Latent frames, rows and columns.
     pub(super) fn latents(self, vae: &VaeConfig, patch: usize) -> Result<[usize; 3], ExportError> {
         let (time, space) = (vae.temporal_compression_ratio, vae.spatial_compression_ratio());
-        let wrong = |axis, expected, found| Err(ExportError::Shape { axis, expected, found });
+        let wrong = |axis, expected, found: usize| Err(ExportError::Shape { axis, expected, found: found.to_string() });
         if self.frames == 0 || !(self.frames - 1).is_multiple_of(time) || self.frames > 65_536 {
             return wrong("frames", format!("{time}N + 1, at most 65536"), self.frames);
         }

@@ -54,11 +54,10 @@ struct Window {
 }
 
 impl Window {
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to 255 after the clamp")]
     fn sum(&self, pixel: impl Fn(usize) -> u8) -> u8 {
         let products = self.weights.iter().enumerate().map(|(i, weight)| weight * i64::from(pixel(self.first + i)));
         let sum = (1 << (PRECISION - 1)) + products.sum::<i64>();
-        (sum >> PRECISION).clamp(0, 255) as u8
+        u8::try_from((sum >> PRECISION).clamp(0, 255)).unwrap_or(u8::MAX)
     }
 }
 
