@@ -10,6 +10,8 @@ use image::{AnimationDecoder, ImageReader, RgbImage};
 use ndarray::{Array3, Array4, ArrayD, Axis};
 use ndarray_npy::ReadNpyExt;
 
+pub use lanczos::resize;
+
 /// Largest side of an input in pixels, and most frames.
 const MOST: u32 = 65_536;
 
@@ -96,7 +98,7 @@ fn rgb(path: &Path, frame: &Array3<u8>) -> Result<RgbImage, PictureError> {
 /// Resized as Pillow does, `[3, height, width]` in -1..1.
 fn prepared(picture: &RgbImage, [height, width]: [usize; 2]) -> ArrayD<f32> {
     let own = [picture.height() as usize, picture.width() as usize];
-    let pixels = lanczos::resize(picture.as_raw(), own, [height, width]);
+    let pixels = resize(picture.as_raw(), own, [height, width]);
     let value = |(channel, row, column)| 2.0 * (f32::from(pixels[(row * width + column) * 3 + channel]) / 255.0) - 1.0;
     Array3::from_shape_fn((3, height, width), value).into_dyn()
 }

@@ -3,7 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use cogvx::positions::sincos_3d;
+use cogvx::picture::resize;
+use cogvx::positions::{RotaryGrid, rotary_3d, sincos_3d};
 use cogvx::rng::TorchGenerator;
 use cogvx::scheduler::{BetaSchedule, Kind, Sampler, Schedule, SchedulerConfig, guidance_scale};
 use safetensors::SafeTensors;
@@ -189,6 +190,49 @@ fn position_tables_equal_diffusers() {
         println!("{name}: table off by {worst:e}");
         assert!(worst <= 1e-6, "{name}: off by {worst:e}");
     }
+}
+
+/// The numbers in a golden's name: `dim64/grid3x4x2/base30x45/cos`.
+fn numbers(text: &str) -> Vec<usize> {
+    text.split(|c: char| !c.is_ascii_digit()).filter_map(|n| n.parse().ok()).collect()
+}
+
+#[test]
+fn rotary_tables_equal_diffusers() {
+    let goldens = Goldens::named("rotary").expect("the goldens are committed");
+    let names: Vec<_> = goldens.names().into_iter().filter_map(|n| Some(n.strip_suffix("/cos")?.to_owned())).collect();
+    assert!(names.len() >= 8, "{names:?}");
+    for name in names {
+        let (dim, grid, numbering) = match numbers(&name)[..] {
+            [dim, h, w, t, base_h, base_w] => (dim, [t, h, w], RotaryGrid::Fitted { base: [base_h, base_w] }),
+            [dim, h, w, t] => (dim, [t, h, w], RotaryGrid::Counted { base: [h, w] }),
+            ref other => panic!("{name}: {other:?}"),
+        };
+        let found = rotary_3d(dim, grid, numbering).expect("valid arguments");
+        for (table, part) in found.iter().zip(["cos", "sin"]) {
+            // diffusers repeats the value of a pair.
+            let expected: Vec<_> = goldens.values(&format!("{name}/{part}")).into_iter().step_by(2).collect();
+            let worst = error(table, &expected);
+            println!("{name}/{part}: off by {worst:e}");
+            assert!(worst <= 5e-6, "{name}/{part}: off by {worst:e}");
+        }
+    }
+}
+
+#[test]
+fn images_are_resized_as_pillow_does_it_to_the_bit() {
+    let goldens = Goldens::named("resize").expect("the goldens are committed");
+    let bytes =
+        |name: &str| SafeTensors::deserialize(&goldens.0).expect("parses").tensor(name).expect("there").data().to_vec();
+    let mut cases = 0;
+    for name in goldens.names().iter().filter(|n| !n.ends_with("/from")) {
+        let (source, target) = name.rsplit_once("/to").expect("a size");
+        let size = |text: &str| -> [usize; 2] { numbers(text)[..].try_into().expect("two sides") };
+        let found = resize(&bytes(&format!("{source}/from")), size(source), size(target));
+        assert_eq!(found, bytes(name), "{name}");
+        cases += 1;
+    }
+    assert!(cases >= 9, "{cases} cases");
 }
 
 #[expect(clippy::cast_precision_loss, reason = "timesteps are small")]

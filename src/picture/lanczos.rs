@@ -6,9 +6,14 @@ const LOBES: f64 = 3.0;
 /// Bits after the point of a weight.
 const PRECISION: u32 = 22;
 
-/// Bytes `[height, width, 3]` resized from `[height, width]` to another size.
-pub(super) fn resize(pixels: &[u8], from: [usize; 2], to: [usize; 2]) -> Vec<u8> {
+/// Bytes `[height, width, 3]` resized from one `[height, width]` to another.
+///
+/// # Panics
+/// If there are not `height * width * 3` bytes.
+#[must_use]
+pub fn resize(pixels: &[u8], from: [usize; 2], to: [usize; 2]) -> Vec<u8> {
     let [rows, columns] = from;
+    assert_eq!(pixels.len(), rows * columns * 3, "three bytes a pixel");
     let [new_rows, new_columns] = to;
     // Whichever axis loses clearly more goes first.
     let lost_rows = rows.saturating_sub(new_rows);
