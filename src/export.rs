@@ -8,6 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use cogvx_graphs::config::{ConfigError, DitConfig, PipelineClass, PipelineIndex, T5Config, VaeConfig};
+use cogvx_graphs::model::vae::{FRAME_CHUNK, LATENT_CHUNK, first_chunk};
 use cogvx_graphs::model::{dit, t5, vae};
 use cogvx_graphs::pass::{self, Lower, Precision};
 use cogvx_graphs::source::{SourceError, resolve_inside, root_of};
@@ -15,7 +16,6 @@ use cogvx_graphs::weights::WeightsError;
 use cogvx_graphs::{BuildError, DType, Dim, Graph, Problem, VideoDims, Weights, onnx};
 
 use crate::bundle::{self, BundleError, BundleWriter, Manifest, Origin};
-use crate::pipeline::{FRAME_CHUNK, LATENT_CHUNK, first_chunk};
 use crate::scheduler::{SchedulerConfig, SchedulerError};
 use crate::tokenizer::{Tokenizer, TokenizerError};
 

@@ -23,7 +23,6 @@ pub use request::{LatentShape, Request, Start};
 pub use start::Started;
 pub use transformer::Transformer;
 pub use vae::Vae;
-pub(crate) use vae::{FRAME_CHUNK, LATENT_CHUNK, first_chunk};
 
 /// Why a bundle did not become a video.
 #[derive(Debug, thiserror::Error)]

@@ -1,19 +1,10 @@
 //! The VAE, loaded: a few frames at a time, the convolutions' caches handed from call to call.
 
+use cogvx_graphs::model::vae::{FRAME_CHUNK, LATENT_CHUNK, first_chunk};
 use ndarray::{ArrayD, Axis, Slice};
 
 use super::PipelineError;
 use crate::runtime::{Input, Session, State};
-
-/// Latent frames the decoder takes in every call but the first.
-pub(crate) const LATENT_CHUNK: usize = 2;
-/// Frames of pixels the encoder takes in every call but the first.
-pub(crate) const FRAME_CHUNK: usize = 8;
-
-/// Frames of the first call, which takes those that are left over (`AutoencoderKLCogVideoX._decode` and `_encode`).
-pub(crate) fn first_chunk(frames: usize, chunk: usize) -> usize {
-    (chunk + frames % chunk).min(frames)
-}
 
 /// One direction of a VAE, loaded: latents to pixels, or pixels to moments of latents.
 pub struct Vae {

@@ -19,6 +19,17 @@ const NORM_EPSILON: f32 = 1e-6;
 /// Frames of the past a causal convolution of kernel 3 reads.
 const PAST: usize = 2;
 
+/// Latent frames the decoder takes in every call but the first.
+pub const LATENT_CHUNK: usize = 2;
+/// Frames of pixels the encoder takes in every call but the first.
+pub const FRAME_CHUNK: usize = 8;
+
+/// Frames of the first call, which takes those that are left over (`AutoencoderKLCogVideoX._decode` and `_encode`).
+#[must_use]
+pub fn first_chunk(frames: usize, chunk: usize) -> usize {
+    (chunk + frames % chunk).min(frames)
+}
+
 /// Which part of the video a graph is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
