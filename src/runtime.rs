@@ -86,7 +86,8 @@ impl Runtime {
     /// # Errors
     /// No library, or one that does not start.
     pub fn start(device: Device, threads: usize) -> Result<Self, RuntimeError> {
-        let path = library::find_or_install()?;
+        let build = if device == Device::Cpu { library::Build::Cpu } else { library::Build::Gpu };
+        let path = library::find_or_install(build)?;
         let start = || -> Result<_, String> {
             let environment = environment(&path)?;
             // What it would log is in the error it returns.

@@ -1,6 +1,6 @@
 //! Where ONNX Runtime's shared library comes from.
 
-use std::ffi::OsStr;
+use std::env::consts::{DLL_PREFIX, DLL_SUFFIX};
 use std::fs;
 use std::io::{Write as _, stderr};
 use std::path::{Path, PathBuf};
@@ -27,27 +27,46 @@ pub enum LibraryError {
     Io { path: PathBuf, source: std::io::Error },
 }
 
+/// Which build of ONNX Runtime is wanted, by the name of its Python package.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Build {
+    Cpu,
+    Gpu,
+}
+
+impl Build {
+    fn package(self) -> &'static str {
+        match self {
+            Self::Cpu => "onnxruntime",
+            Self::Gpu => "onnxruntime-gpu",
+        }
+    }
+
+    /// Whether the library at `path` is there and of this build or a larger one.
+    fn is_at(self, path: &Path) -> bool {
+        let cuda = format!("{DLL_PREFIX}onnxruntime_providers_cuda{DLL_SUFFIX}");
+        path.is_file() && (self == Self::Cpu || path.with_file_name(cuda).is_file())
+    }
+}
+
 /// The library: the one `ORT_DYLIB_PATH` names, or one of [`VERSION`] beside the executable, in cogvx's cache or in Python's
-/// packages; otherwise pip downloads the `onnxruntime` wheel into the cache, which takes no root and changes no environment.
-pub(super) fn find_or_install() -> Result<PathBuf, LibraryError> {
+/// packages; otherwise pip downloads the wheel into the cache, which takes no root and changes no environment.
+pub(super) fn find_or_install(build: Build) -> Result<PathBuf, LibraryError> {
     if let Some(path) = std::env::var_os(OVERRIDE).map(PathBuf::from) {
         return if path.is_file() { Ok(path) } else { Err(LibraryError::Override(path)) };
     }
     let executable = std::env::current_exe().ok();
     let beside = executable.as_deref().and_then(Path::parent).map(|folder| folder.join(file_name()));
-    if let Some(path) = beside.filter(|p| p.is_file()) {
-        return Ok(path);
-    }
-    let folder = cache()?.join(format!("onnxruntime-{VERSION}"));
+    let folder = cache()?.join(format!("{}-{VERSION}", build.package()));
     let cached = folder.join("onnxruntime/capi").join(file_name());
-    if cached.is_file() {
-        return Ok(cached);
-    }
-    if let Some(path) = in_python() {
+    if let Some(path) = beside.into_iter().chain([cached.clone()]).find(|path| build.is_at(path)) {
         return Ok(path);
     }
-    install(&folder)?;
-    if cached.is_file() {
+    if let Some(path) = in_python().filter(|path| build.is_at(path)) {
+        return Ok(path);
+    }
+    install(build, &folder)?;
+    if build.is_at(&cached) {
         Ok(cached)
     } else {
         Err(LibraryError::Install(format!("the wheel has no `{}`", file_name())))
@@ -79,16 +98,16 @@ fn python() -> Option<Command> {
     ["python3", "python"].into_iter().find(works).map(Command::new)
 }
 
-/// The library of an `onnxruntime` or `onnxruntime-gpu` that Python has, if it is of the right version.
+/// Where the library of an `onnxruntime` or `onnxruntime-gpu` that Python has would be, were it of the right version.
 fn in_python() -> Option<PathBuf> {
     let find = "import importlib.util as u; s = u.find_spec('onnxruntime'); print(s.origin if s else '')";
     let output = python()?.args(["-c", find]).output().ok()?;
     let origin = PathBuf::from(String::from_utf8(output.stdout).ok()?.trim());
-    Some(origin.parent()?.join("capi").join(file_name())).filter(|p| p.is_file())
+    Some(origin.parent()?.join("capi").join(file_name()))
 }
 
 /// Install the wheel beside `folder`, then rename it into place.
-fn install(folder: &Path) -> Result<(), LibraryError> {
+fn install(build: Build, folder: &Path) -> Result<(), LibraryError> {
     let mut pip = python().ok_or_else(|| LibraryError::Install("there is no `python3`".into()))?;
     let parent = folder.parent().unwrap_or(folder);
     let io = |source| LibraryError::Io { path: parent.into(), source };
@@ -98,7 +117,7 @@ fn install(folder: &Path) -> Result<(), LibraryError> {
     let _ = writeln!(stderr(), "installing ONNX Runtime {VERSION} with pip into {} (once)", folder.display());
     let arguments =
         ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"];
-    pip.args(arguments).arg("--target").arg(partial.path()).arg(format!("onnxruntime=={VERSION}"));
+    pip.args(arguments).arg("--target").arg(partial.path()).arg(format!("{}=={VERSION}", build.package()));
     let output = pip.output().map_err(|e| LibraryError::Install(e.to_string()))?;
     if !output.status.success() {
         let message = String::from_utf8_lossy(&output.stderr);
@@ -107,7 +126,7 @@ fn install(folder: &Path) -> Result<(), LibraryError> {
     match fs::rename(partial.path(), folder) {
         Ok(()) => Ok(()),
         // Another process was faster.
-        Err(_) if folder.join("onnxruntime/capi").join(OsStr::new(&file_name())).is_file() => Ok(()),
+        Err(_) if build.is_at(&folder.join("onnxruntime/capi").join(file_name())) => Ok(()),
         Err(source) => Err(io(source)),
     }
 }
