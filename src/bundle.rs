@@ -11,7 +11,7 @@ mod writer;
 use std::path::{Path, PathBuf};
 
 pub use error::BundleError;
-pub use manifest::{Component, Dim, FileEntry, Graph, MANIFEST, Manifest, Origin, Port, Shapes, Source, VERSION};
+pub use manifest::{Component, Dim, FileEntry, Graph, Lora, MANIFEST, Manifest, Origin, Port, Shapes, Source, VERSION};
 pub use writer::{BundleFile, BundleWriter, LinkOutcome, WeightsMode};
 
 /// An exported directory whose manifest has been checked.

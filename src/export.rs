@@ -1,5 +1,7 @@
 //! A checkpoint becomes a bundle: graphs built, weights linked, everything in place at once.
 
+mod lora;
+mod numbers;
 mod options;
 mod storage;
 
@@ -19,6 +21,8 @@ use crate::bundle::{self, BundleError, BundleWriter, Manifest, Origin};
 use crate::scheduler::{SchedulerConfig, SchedulerError};
 use crate::tokenizer::{Tokenizer, TokenizerError};
 
+use lora::Merges;
+pub use lora::{Lora, LoraError, LoraProblem};
 pub use options::{Component, ExportOptions, VideoShape};
 use storage::Storage;
 
@@ -41,6 +45,8 @@ pub enum ExportError {
     Tokenizer(#[from] TokenizerError),
     #[error(transparent)]
     Scheduler(#[from] SchedulerError),
+    #[error(transparent)]
+    Lora(#[from] LoraError),
     /// A model of the family that cogvx cannot export yet.
     #[error("`{}`: not supported yet: {feature}", file.display())]
     Unsupported { file: PathBuf, feature: &'static str },
@@ -85,6 +91,8 @@ pub struct GraphReport {
     pub inline: usize,
     /// Weights stored in another precision than the checkpoint's.
     pub converted: usize,
+    /// Weights with LoRAs merged into them.
+    pub merged: usize,
     /// Opset of ONNX's own operators.
     pub opset: i64,
 }
@@ -111,6 +119,7 @@ pub fn export(
 ) -> Result<Report, ExportError> {
     let configs = read_configs(checkpoint)?;
     let sizes = Sizes::new(&configs, options)?;
+    let merges = open_loras(checkpoint, options)?;
     let writer = BundleWriter::create(output, Some(checkpoint), options.overwrite)?.until(options.stop.clone());
     let mut bundle =
         Exporter { options, writer: &writer, graphs: vec![], components: BTreeMap::new(), accuracy: DType::F32 };
@@ -129,7 +138,8 @@ pub fn export(
             };
             graphs.push((name, graph));
         }
-        bundle.add(*component, &weights, &graphs)?;
+        let merges = if *component == Component::Transformer { &merges } else { &Merges::default() };
+        bundle.add(*component, &weights, merges, &graphs)?;
     }
     copy_folder(&writer, checkpoint, "tokenizer")?;
     copy_folder(&writer, checkpoint, "scheduler")?;
@@ -146,6 +156,19 @@ pub fn export(
         output,
         graphs,
     })
+}
+
+/// The LoRAs, found to fit the transformer.
+fn open_loras(checkpoint: &Path, options: &ExportOptions) -> Result<Merges, ExportError> {
+    if options.loras.is_empty() {
+        return Ok(Merges::default());
+    }
+    let transformer = Component::Transformer;
+    if !options.components.contains(&transformer) {
+        Err(LoraError::NoTransformer)?;
+    }
+    let weights = Weights::open(&checkpoint.join(transformer.checkpoint_folder()), transformer.stem())?;
+    Ok(Merges::open(&options.loras, &weights)?)
 }
 
 /// Read and check everything but the weights.
@@ -261,7 +284,13 @@ struct Exporter<'a> {
 
 impl Exporter<'_> {
     /// Choose precision and target of a component's graphs, then write them and the weights they share.
-    fn add(&mut self, component: Component, weights: &Weights, graphs: &[(&str, Graph)]) -> Result<(), ExportError> {
+    fn add(
+        &mut self,
+        component: Component,
+        weights: &Weights,
+        merges: &Merges,
+        graphs: &[(&str, Graph)],
+    ) -> Result<(), ExportError> {
         let compute = self.options.compute(weights);
         let mut lowered = vec![];
         for (name, graph) in graphs {
@@ -272,17 +301,17 @@ impl Exporter<'_> {
             let graph = pass::run(&mut Precision::new(compute, self.options.precision), graph).map_err(failed)?;
             lowered.push((*name, pass::run(&mut Lower::new(self.options.target), &graph).map_err(failed)?));
         }
-        let mut storage = Storage::plan(weights, lowered.iter().map(|(_, graph)| graph));
+        let mut storage = Storage::plan(weights, merges, lowered.iter().map(|(_, graph)| graph));
         let mut files = vec![];
         for (name, graph) in &lowered {
-            let [external, inline, converted] = storage.counts(graph);
+            let [external, inline, converted, merged] = storage.counts(graph);
             let stored = self.options.precision.filter(|_| converted > 0).unwrap_or(DType::F32);
             self.accuracy = options::coarsest([self.accuracy, compute, stored]);
             let model = onnx::serialize(graph, component.name(), |weight| storage.place(weight))?;
             let file = format!("{}/{name}", component.name());
             self.writer.add_bytes(&file, &model.bytes)?;
             let (nodes, opset) = (graph.nodes().len(), model.opset);
-            self.graphs.push(GraphReport { file: file.clone(), nodes, external, inline, converted, opset });
+            self.graphs.push(GraphReport { file: file.clone(), nodes, external, inline, converted, merged, opset });
             files.push(bundle::Graph { file, opset, inputs: ports(&model.inputs), outputs: ports(&model.outputs) });
         }
         let weights = storage.write(self.writer, component.name(), self.options.weights)?;
@@ -353,6 +382,7 @@ fn manifest(
         accuracy: options::precision_name(accuracy).into(),
         target: options::target_name(options.target).into(),
         shapes,
+        loras: options.loras.iter().map(Lora::in_manifest).collect(),
         components,
         config: config.collect::<Result<_, ExportError>>()?,
         files: vec![],

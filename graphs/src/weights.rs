@@ -9,6 +9,7 @@ mod positioned;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -81,6 +82,28 @@ impl Weights {
             Located::Index(name) => weights.add_shards(dir, &root, &dir.join(name))?,
         }
         Ok(weights)
+    }
+
+    /// The tensors of the safetensors file at `path`, such as a LoRA's; it may lie anywhere.
+    ///
+    /// # Errors
+    /// When it is not a regular file or its header is damaged.
+    pub fn open_file(path: &Path) -> Result<Self, WeightsError> {
+        let mut weights = Self { tensors: Vec::new(), files: Vec::new(), open: Vec::new() };
+        let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
+        weights.add_at(name, path.into(), path.into())?;
+        Ok(weights)
+    }
+
+    /// The `__metadata__` of [`Weights::files`]' number `file`, empty where there are none.
+    ///
+    /// # Errors
+    /// When the header cannot be read again, or the metadata are not strings by name.
+    pub fn metadata(&self, file: usize) -> Result<BTreeMap<String, String>, WeightsError> {
+        match self.open.get(file).zip(self.files.get(file)) {
+            Some((open, of)) => header::metadata(open, of.header_bytes, &of.path),
+            None => Ok(BTreeMap::new()),
+        }
     }
 
     /// Tensors of a fictitious `model.safetensors`, for building graphs without a checkpoint; reads give zeros.
@@ -192,6 +215,11 @@ impl Weights {
     fn add(&mut self, dir: &Path, root: &Path, name: String) -> Result<(), WeightsError> {
         let path = dir.join(&name);
         let real = resolve_inside(&path, root)?;
+        self.add_at(name, path, real)
+    }
+
+    /// Adds the tensors of the file at `real`, which messages call `path`.
+    fn add_at(&mut self, name: String, path: PathBuf, real: PathBuf) -> Result<(), WeightsError> {
         let opened = open_regular(&real).map_err(|error| as_given(error, &path))?;
         let header = header::read(&opened.file, opened.bytes, &path)?;
         let file = self.files.len();

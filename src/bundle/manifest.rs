@@ -34,6 +34,9 @@ pub struct Manifest {
     /// Sizes the graphs are fixed to.
     #[serde(default)]
     pub shapes: Shapes,
+    /// LoRAs merged into the transformer.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub loras: Vec<Lora>,
     /// Components by name, such as `transformer`.
     pub components: BTreeMap<String, Component>,
     /// Whatever the runtime needs to know: component configurations as JSON, by name.
@@ -52,6 +55,15 @@ pub struct Source {
     /// The pipeline class, such as `CogVideoXPipeline`.
     #[serde(rename = "_class_name")]
     pub class_name: String,
+}
+
+/// A LoRA merged into the transformer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Lora {
+    /// Name of its file.
+    pub file: String,
+    /// Factor of what it added; 1 is as it was trained.
+    pub scale: f64,
 }
 
 /// Sizes the graphs are fixed to; none is left free.

@@ -37,6 +37,7 @@ fn manifest() -> Manifest {
         accuracy: "fp32".into(),
         target: "cpu".into(),
         shapes: Shapes { frames: Some(49), ..Shapes::default() },
+        loras: Vec::new(),
         components: [("vae".into(), Component { graphs: vec![graph], weights: Vec::new() })].into(),
         config: [("vae".into(), json!({ "scaling_factor": 0.7 }))].into(),
         files: Vec::new(),

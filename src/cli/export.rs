@@ -1,7 +1,7 @@
 //! `cogvx export`.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args as ClapArgs, ValueEnum};
 use cogvx_graphs::DType;
@@ -11,7 +11,7 @@ use indicatif::HumanBytes;
 use super::Answer;
 use super::progress::Progress;
 use crate::bundle::WeightsMode;
-use crate::export::{Component, ExportOptions, Report, VideoShape, export};
+use crate::export::{Component, ExportOptions, Lora, Report, VideoShape, export};
 
 /// Turn a checkpoint into a bundle of ONNX graphs
 ///
@@ -37,6 +37,11 @@ pub(super) struct Args {
     /// Link weights into the checkpoint's files, or copy them
     #[arg(long, default_value = "auto")]
     weights: Weights,
+    /// Merge a LoRA of the transformer into its weights, multiplied by SCALE [default: 1]; several add up
+    ///
+    /// A safetensors file as diffusers writes it. Only the weights it changes are written anew, the others stay linked.
+    #[arg(long = "lora", value_name = "FILE[:SCALE]")]
+    loras: Vec<String>,
     /// Fix the graphs to one video size in pixels, such as 49x480x720 [default: any size]
     #[arg(long, value_name = "FRAMESxHEIGHTxWIDTH")]
     shapes: Option<String>,
@@ -106,6 +111,7 @@ impl Args {
                 Weights::Link => WeightsMode::Link,
                 Weights::Copy => WeightsMode::Copy,
             },
+            loras: self.loras.iter().map(|text| parse_lora(text)).collect::<Result<_, _>>()?,
             shapes: self.shapes.as_deref().map(parse_shape).transpose()?,
             components: Component::ALL.into_iter().filter(|c| self.components.iter().any(|p| p.is(*c))).collect(),
             overwrite: self.overwrite,
@@ -134,6 +140,17 @@ fn parse_shape(text: &str) -> anyhow::Result<VideoShape> {
     }
 }
 
+/// `FILE` or `FILE:SCALE`. What follows the last colon may also be part of the file's name.
+fn parse_lora(text: &str) -> anyhow::Result<Lora> {
+    let whole = Lora { file: text.into(), scale: 1.0 };
+    let Some((file, scale)) = text.rsplit_once(':') else { return Ok(whole) };
+    match scale.parse() {
+        Ok(scale) => Ok(Lora { file: file.into(), scale }),
+        Err(_) if whole.file.exists() || !Path::new(file).exists() => Ok(whole),
+        Err(_) => anyhow::bail!("`--lora`: expected a number after `{file}:`, found `{scale}`"),
+    }
+}
+
 pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     let options = args.options()?;
     let progress = Progress::lines();
@@ -159,5 +176,7 @@ fn summary(report: &Report) -> String {
     let bytes = [(report.written, "written"), (report.linked, "linked"), (report.copied, "copied")];
     let bytes: Vec<_> =
         bytes.iter().filter(|(n, _)| *n > 0).map(|(n, how)| format!("{} {how}", HumanBytes(*n))).collect();
-    format!("{table}\n{}: {}\n", report.output.display(), bytes.join(", "))
+    let merged: usize = report.graphs.iter().map(|g| g.merged).sum();
+    let merged = if merged > 0 { format!("LoRA merged into {merged} weights\n") } else { String::new() };
+    format!("{table}\n{merged}{}: {}\n", report.output.display(), bytes.join(", "))
 }

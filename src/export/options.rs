@@ -8,7 +8,7 @@ use cogvx_graphs::model::vae::Part;
 use cogvx_graphs::pass::Target;
 use cogvx_graphs::{DType, Weights};
 
-use super::ExportError;
+use super::{ExportError, Lora};
 use crate::bundle::WeightsMode;
 
 /// The choices of an export.
@@ -20,6 +20,8 @@ pub struct ExportOptions {
     pub target: Target,
     /// Whether weights are linked or copied.
     pub weights: WeightsMode,
+    /// LoRAs to merge into the transformer; what several add, adds up.
+    pub loras: Vec<Lora>,
     /// Sizes to fix the graphs to.
     pub shapes: Option<VideoShape>,
     /// What to export.
@@ -36,6 +38,7 @@ impl Default for ExportOptions {
             precision: None,
             target: Target::Cpu,
             weights: WeightsMode::Auto,
+            loras: vec![],
             shapes: None,
             components: Component::ALL.to_vec(),
             overwrite: false,

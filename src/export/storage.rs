@@ -1,4 +1,4 @@
-//! Where the weights of a component's graphs are: in the graph, in the checkpoint's own file, or converted in a new one.
+//! Where the weights of a component's graphs are: in the graph, in the checkpoint's own file, or in a new one when converted or merged.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
@@ -7,46 +7,48 @@ use cogvx_graphs::graph::{Graph, Source, Weight};
 use cogvx_graphs::onnx::Placement;
 use cogvx_graphs::weights::Tensor;
 use cogvx_graphs::{DType, Weights};
-use half::{bf16, f16};
 
 use super::ExportError;
+use super::lora::{Delta, Merges};
+use super::numbers::{decode, encode};
 use crate::bundle::{BundleWriter, WeightsMode};
 
 /// Weights of up to this many bytes stand in the graph file: each file mapping costs a page, and there are hundreds.
 const INLINE: u64 = 1024;
-/// Elements converted at a time.
+/// Elements rewritten at a time.
 const BLOCK: usize = 1 << 20;
-/// The file of converted weights.
-const CONVERTED: &str = "converted.safetensors";
+/// The file of weights that are not as in the checkpoint.
+const REWRITTEN: &str = "rewritten.safetensors";
 
 /// The plan for one component.
 pub(super) struct Storage<'a> {
     weights: &'a Weights,
-    /// By name: type, offset and length in the file of converted weights.
-    converted: BTreeMap<String, (DType, u64, u64)>,
+    merges: &'a Merges,
+    /// By name: type, offset and length in the file of rewritten weights.
+    rewritten: BTreeMap<String, (DType, u64, u64)>,
     header: Vec<u8>,
     /// Files of the checkpoint that a graph reads, as indices into its list of files.
     used: BTreeSet<usize>,
 }
 
 impl<'a> Storage<'a> {
-    /// Plan for these graphs, which share `weights`.
-    pub(super) fn plan<'g>(weights: &'a Weights, graphs: impl Iterator<Item = &'g Graph>) -> Self {
+    /// Plan for these graphs, which share `weights` with `merges` in them.
+    pub(super) fn plan<'g>(weights: &'a Weights, merges: &'a Merges, graphs: impl Iterator<Item = &'g Graph>) -> Self {
         let wanted: BTreeMap<_, _> = graphs.flat_map(weights_of).map(|w| (w.name, w.stored)).collect();
         let changed = wanted.into_iter().filter_map(|(name, dtype)| {
-            let tensor = weights.get(&name).filter(|t| t.dtype != dtype)?;
-            let length = tensor.len / tensor.dtype.size() as u64 * dtype.size() as u64;
+            let tensor = weights.get(&name).filter(|t| t.dtype != dtype || merges.touches(&name))?;
+            let length = stored_length(tensor, dtype);
             (length > INLINE).then_some((tensor, dtype, length))
         });
         let mut header = serde_json::Map::new();
-        let mut converted = BTreeMap::new();
+        let mut rewritten = BTreeMap::new();
         let mut end = 0;
         for (tensor, dtype, length) in changed {
             let entry = serde_json::json!({
                 "dtype": dtype.safetensors(), "shape": tensor.shape, "data_offsets": [end, end + length],
             });
             header.insert(tensor.name.clone(), entry);
-            converted.insert(tensor.name.clone(), (dtype, end, length));
+            rewritten.insert(tensor.name.clone(), (dtype, end, length));
             end += length;
         }
         // Data begins at a multiple of eight bytes, as the format asks.
@@ -54,33 +56,39 @@ impl<'a> Storage<'a> {
         text.resize(text.len().next_multiple_of(8), b' ');
         let header = [(text.len() as u64).to_le_bytes().to_vec(), text].concat();
         let data = header.len() as u64;
-        for (_, offset, _) in converted.values_mut() {
+        for (_, offset, _) in rewritten.values_mut() {
             *offset += data;
         }
-        Self { weights, converted, header, used: BTreeSet::new() }
+        Self { weights, merges, rewritten, header, used: BTreeSet::new() }
     }
 
-    /// How many of the graph's weights are external, inline and converted.
-    pub(super) fn counts(&self, graph: &Graph) -> [usize; 3] {
-        let mut counts = [0; 3];
+    /// How many of the graph's weights are external, inline, converted and merged.
+    pub(super) fn counts(&self, graph: &Graph) -> [usize; 4] {
+        let mut counts = [0; 4];
         for weight in weights_of(graph) {
             let tensor = self.weights.get(&weight.name);
             let converted = tensor.is_some_and(|t| t.dtype != weight.stored);
             let inline = tensor.is_some_and(|t| stored_length(t, weight.stored) <= INLINE);
             counts[usize::from(inline)] += 1;
             counts[2] += usize::from(converted);
+            counts[3] += usize::from(self.merges.touches(&weight.name));
         }
         counts
     }
 
     /// Where the graph finds `weight`.
     pub(super) fn place(&mut self, weight: &Weight) -> Result<Placement, ExportError> {
-        if let Some(&(_, offset, length)) = self.converted.get(&weight.name) {
-            return Ok(Placement::External { location: CONVERTED.into(), offset, length });
+        if let Some(&(_, offset, length)) = self.rewritten.get(&weight.name) {
+            return Ok(Placement::External { location: REWRITTEN.into(), offset, length });
         }
         let tensor = self.weights.get(&weight.name).expect("the graph was built from these weights");
         if stored_length(tensor, weight.stored) <= INLINE {
-            return Ok(Placement::Inline(convert(&self.weights.read(tensor)?, tensor.dtype, weight.stored)));
+            let bytes = self.weights.read(tensor)?;
+            return Ok(Placement::Inline(match self.merges.of(tensor)? {
+                Some(delta) => rewrite(&bytes, 0, tensor.dtype, weight.stored, Some(&delta)),
+                None if tensor.dtype == weight.stored => bytes,
+                None => rewrite(&bytes, 0, tensor.dtype, weight.stored, None),
+            }));
         }
         self.used.insert(tensor.file);
         let location = self.weights.files()[tensor.file].name.clone();
@@ -101,26 +109,29 @@ impl<'a> Storage<'a> {
             writer.add_weights(&path, &file.real, mode)?;
             paths.push(path);
         }
-        if !self.converted.is_empty() {
-            let path = format!("{component}/{CONVERTED}");
-            self.write_converted(writer, &path)?;
+        if !self.rewritten.is_empty() {
+            let path = format!("{component}/{REWRITTEN}");
+            self.write_rewritten(writer, &path)?;
             paths.push(path);
         }
         Ok(paths)
     }
 
-    fn write_converted(&self, writer: &BundleWriter, path: &str) -> Result<(), ExportError> {
+    fn write_rewritten(&self, writer: &BundleWriter, path: &str) -> Result<(), ExportError> {
         let mut file = writer.create_file(path)?;
         let io = |source| ExportError::Io { path: path.into(), source };
         file.write_all(&self.header).map_err(io)?;
         let mut block = vec![];
-        for (name, &(dtype, ..)) in &self.converted {
+        for (name, &(dtype, ..)) in &self.rewritten {
             let tensor = self.weights.get(name).expect("planned from these weights");
-            let size = (BLOCK * tensor.dtype.size()) as u64;
-            for at in (0..tensor.len).step_by(BLOCK * tensor.dtype.size()) {
-                block.resize(usize::try_from(size.min(tensor.len - at)).unwrap_or(usize::MAX), 0);
+            let delta = self.merges.of(tensor)?;
+            let size = tensor.dtype.size();
+            for (i, at) in (0..tensor.len).step_by(BLOCK * size).enumerate() {
+                let length = (tensor.len - at).min((BLOCK * size) as u64);
+                block.resize(usize::try_from(length).unwrap_or(usize::MAX), 0);
                 self.weights.read_into(tensor, at, &mut block)?;
-                file.write_all(&convert(&block, tensor.dtype, dtype)).map_err(io)?;
+                let block = rewrite(&block, i * BLOCK, tensor.dtype, dtype, delta.as_ref());
+                file.write_all(&block).map_err(io)?;
             }
         }
         Ok(file.finish()?)
@@ -131,28 +142,19 @@ fn stored_length(tensor: &Tensor, stored: DType) -> u64 {
     tensor.len / tensor.dtype.size() as u64 * stored.size() as u64
 }
 
+/// Elements of type `from`, the first of which is number `at` of its tensor, with `delta` added and rounded once to `to`.
+fn rewrite(bytes: &[u8], at: usize, from: DType, to: DType, delta: Option<&Delta>) -> Vec<u8> {
+    let mut numbers = decode(bytes, from);
+    if let Some(delta) = delta {
+        delta.add(at, &mut numbers);
+    }
+    encode(&numbers, to)
+}
+
 /// The weights a graph needs, each once.
 fn weights_of(graph: &Graph) -> Vec<Weight> {
     let live = graph.live();
     let values = graph.values();
     let sources = values.iter().zip(live).filter(|(_, live)| *live).map(|(v, _)| &v.source);
     sources.filter_map(|s| if let Source::Weight(w) = s { Some(w.clone()) } else { None }).collect()
-}
-
-/// Elements of one floating-point type as another, rounded to nearest even.
-fn convert(bytes: &[u8], from: DType, to: DType) -> Vec<u8> {
-    if from == to {
-        return bytes.to_vec();
-    }
-    let numbers = bytes.chunks_exact(from.size()).map(|b| match (from, b) {
-        (DType::F16, &[a, b]) => f16::from_le_bytes([a, b]).to_f32(),
-        (DType::BF16, &[a, b]) => bf16::from_le_bytes([a, b]).to_f32(),
-        (_, &[a, b, c, d]) => f32::from_le_bytes([a, b, c, d]),
-        _ => 0.0,
-    });
-    match to {
-        DType::F16 => numbers.flat_map(|x| f16::from_f32(x).to_le_bytes()).collect(),
-        DType::BF16 => numbers.flat_map(|x| bf16::from_f32(x).to_le_bytes()).collect(),
-        _ => numbers.flat_map(f32::to_le_bytes).collect(),
-    }
 }

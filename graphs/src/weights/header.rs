@@ -4,6 +4,7 @@
 //! with all of the data, takes the last of two equal keys and does not say which tensor is wrong; its reader is the
 //! oracle in the tests instead.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::Path;
 
@@ -66,6 +67,20 @@ pub(super) fn read(file: &File, bytes: u64, path: &Path) -> Result<Header, Weigh
     let mut json = vec![0; usize::try_from(length).unwrap_or(0)];
     read_exact_at(file, &mut json, 8).map_err(|source| WeightsError::Io { file: path.into(), source })?;
     entries(&json, bytes, path).map(|entries| Header { entries, bytes: expected })
+}
+
+/// The `__metadata__` of a file whose header was read before and ends at byte `end`.
+pub(super) fn metadata(file: &File, end: u64, path: &Path) -> Result<BTreeMap<String, String>, WeightsError> {
+    #[derive(Deserialize)]
+    struct Reserved {
+        #[serde(default, rename = "__metadata__")]
+        metadata: Option<BTreeMap<String, String>>,
+    }
+    let mut json = vec![0; usize::try_from(end.saturating_sub(8).min(MAX_HEADER)).unwrap_or(0)];
+    read_exact_at(file, &mut json, 8).map_err(|source| WeightsError::Io { file: path.into(), source })?;
+    let reserved: Reserved =
+        parse(&json).map_err(|e| WeightsError::Json { file: path.into(), problem: format!("`__metadata__`: {e}") })?;
+    Ok(reserved.metadata.unwrap_or_default())
 }
 
 /// What `start`, the beginning of a file, is when it is not safetensors.

@@ -397,3 +397,21 @@ fn synthetic_weights_have_shapes_and_zeros() {
     assert_eq!(weights.get("a").unwrap().len, u64::MAX);
     assert!(weights.read(weights.get("a").unwrap()).is_err());
 }
+
+#[test]
+fn a_single_file_may_lie_anywhere_and_has_metadata() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("lora.safetensors");
+    let header = format!(r#"{{"__metadata__":{{"format":"pt"}},"a":{}}}"#, entry("F32", "[2]", 0, 8));
+    fs::write(&path, raw(&header, 8)).unwrap();
+    let weights = Weights::open_file(&path).unwrap();
+    assert_eq!(weights.read(weights.get("a").unwrap()).unwrap(), [0; 8]);
+    assert_eq!(weights.metadata(0).unwrap(), BTreeMap::from([("format".into(), "pt".into())]));
+    assert_eq!(weights.metadata(1).unwrap(), BTreeMap::new());
+
+    fs::write(&path, raw(&header.replace(r#""pt""#, "7"), 8)).unwrap();
+    let message = Weights::open_file(&path).unwrap().metadata(0).expect_err("refused").to_string();
+    assert!(message.contains("lora.safetensors`: `__metadata__`: ") && message.contains("string"), "{message}");
+    let message = Weights::open_file(dir.path()).expect_err("refused").to_string();
+    assert!(message.ends_with("`: expected a regular file, found a directory"), "{message}");
+}

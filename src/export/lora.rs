@@ -1,0 +1,170 @@
+//! LoRAs merged into the transformer's weights: `W + scale * alpha/r * (B A)`, as diffusers' `fuse_lora` computes it.
+//!
+//! Source: `load_lora_adapter` of diffusers 0.42.1 for what is read, `LoraLayer` of PEFT 0.21.2 for what it adds. Sums are
+//! `f32`, and a weight is rounded to the type it is stored in once, after all LoRAs.
+
+mod adapter;
+mod error;
+mod pairs;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use cogvx_graphs::Weights;
+use cogvx_graphs::weights::Tensor;
+
+use super::numbers::decode;
+use crate::bundle;
+use adapter::Adapter;
+pub use error::{LoraError, LoraProblem};
+use pairs::{Pair, pairs};
+
+/// A LoRA to merge into the transformer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Lora {
+    /// A safetensors file as diffusers' `save_lora_weights` writes it.
+    pub file: PathBuf,
+    /// Factor of what it adds; 1 is as it was trained.
+    pub scale: f64,
+}
+
+/// What is added to which weights of a component; nothing by default.
+#[derive(Debug, Default)]
+pub(super) struct Merges {
+    /// Each LoRA's file.
+    files: Vec<Weights>,
+    /// By the name of the weight, in the order of the LoRAs.
+    added: BTreeMap<String, Vec<Addend>>,
+}
+
+/// `factor * (b @ a)`, which is added to one weight.
+#[derive(Debug)]
+struct Addend {
+    /// Which LoRA's.
+    file: usize,
+    /// `[r, in]`
+    a: Tensor,
+    /// `[out, r]`
+    b: Tensor,
+    rank: usize,
+    factor: f64,
+}
+
+impl Lora {
+    /// How the manifest names it.
+    pub(super) fn in_manifest(&self) -> bundle::Lora {
+        let file = self.file.file_name().unwrap_or(self.file.as_os_str()).to_string_lossy().into_owned();
+        bundle::Lora { file, scale: self.scale }
+    }
+}
+
+impl Merges {
+    /// Find what `loras` add to the weights `base`.
+    ///
+    /// # Errors
+    /// All that does not fit in a file, at once.
+    pub(super) fn open(loras: &[Lora], base: &Weights) -> Result<Self, LoraError> {
+        let mut merges = Self::default();
+        for lora in loras {
+            let path = &lora.file;
+            if !lora.scale.is_finite() {
+                return Err(LoraError::Scale { file: path.clone(), found: lora.scale });
+            }
+            let weights = Weights::open_file(path)?;
+            let (pairs, mut problems) = pairs(&weights);
+            if pairs.is_empty() && problems.is_empty() {
+                return Err(LoraError::Empty { file: path.clone() });
+            }
+            let adapter = Adapter::read(&weights, path)?;
+            for pair in pairs {
+                let checked = pair.check(base).and_then(|()| match &adapter {
+                    Some(adapter) => adapter.scaling(&pair.module, pair.rank()).map_err(|problem| vec![problem]),
+                    // Alpha is then each module's rank.
+                    None => Ok(1.0),
+                });
+                match checked {
+                    Ok(scaling) => merges.add(pair, lora.scale * scaling),
+                    Err(found) => problems.extend(found),
+                }
+            }
+            if !problems.is_empty() {
+                return Err(LoraError::Unfit { file: path.clone(), problems });
+            }
+            merges.files.push(weights);
+        }
+        Ok(merges)
+    }
+
+    fn add(&mut self, pair: Pair, factor: f64) {
+        let (file, rank) = (self.files.len(), pair.rank());
+        let addend = Addend { file, a: pair.a, b: pair.b, rank, factor };
+        self.added.entry(pair.module + ".weight").or_default().push(addend);
+    }
+
+    /// Whether something is added to the weight `name`.
+    pub(super) fn touches(&self, name: &str) -> bool {
+        self.added.contains_key(name)
+    }
+
+    /// What is added to `weight`, in memory; nothing to most.
+    ///
+    /// # Errors
+    /// The file cannot be read, or has numbers that are not finite.
+    pub(super) fn of(&self, weight: &Tensor) -> Result<Option<Delta>, LoraError> {
+        let Some(addends) = self.added.get(&weight.name) else { return Ok(None) };
+        let columns = weight.shape.iter().skip(1).product();
+        let terms = addends.iter().map(|addend| {
+            let weights = &self.files[addend.file];
+            let read = |tensor: &Tensor| numbers(weights, tensor, &weights.files()[tensor.file].path);
+            #[allow(clippy::cast_possible_truncation)] // Rounded as PyTorch does.
+            let factor = addend.factor as f32;
+            Ok(Term { a: read(&addend.a)?, b: read(&addend.b)?, rank: addend.rank, factor })
+        });
+        Ok(Some(Delta { columns, terms: terms.collect::<Result<_, LoraError>>()? }))
+    }
+}
+
+/// All numbers of `tensor`, which must be finite.
+fn numbers(weights: &Weights, tensor: &Tensor, path: &Path) -> Result<Vec<f32>, LoraError> {
+    let numbers = decode(&weights.read(tensor)?, tensor.dtype);
+    match numbers.iter().find(|x| !x.is_finite()) {
+        Some(&found) => Err(LoraError::NotFinite { tensor: tensor.name.clone(), found, file: path.into() }),
+        None => Ok(numbers),
+    }
+}
+
+/// What is added to one weight.
+pub(super) struct Delta {
+    columns: usize,
+    terms: Vec<Term>,
+}
+
+struct Term {
+    a: Vec<f32>,
+    b: Vec<f32>,
+    rank: usize,
+    factor: f32,
+}
+
+impl Delta {
+    /// Add to `numbers`, which are the weight's from its element `at` on.
+    pub(super) fn add(&self, mut at: usize, mut numbers: &mut [f32]) {
+        let mut product = vec![];
+        while !numbers.is_empty() {
+            let (row, column) = (at / self.columns, at % self.columns);
+            let (part, rest) = numbers.split_at_mut(numbers.len().min(self.columns - column));
+            for term in &self.terms {
+                product.clear();
+                product.resize(part.len(), 0.0);
+                for k in 0..term.rank {
+                    let b = term.b[row * term.rank + k];
+                    let a = &term.a[k * self.columns + column..];
+                    product.iter_mut().zip(a).for_each(|(sum, a)| *sum += b * a);
+                }
+                part.iter_mut().zip(&product).for_each(|(w, sum)| *w += term.factor * sum);
+            }
+            at += part.len();
+            numbers = rest;
+        }
+    }
+}
