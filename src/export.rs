@@ -1,5 +1,6 @@
 //! A checkpoint becomes a bundle: graphs built, weights linked, everything in place at once.
 
+mod convert;
 mod options;
 mod storage;
 

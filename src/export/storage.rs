@@ -7,9 +7,9 @@ use cogvx_graphs::graph::{Graph, Source, Weight};
 use cogvx_graphs::onnx::Placement;
 use cogvx_graphs::weights::Tensor;
 use cogvx_graphs::{DType, Weights};
-use half::{bf16, f16};
 
 use super::ExportError;
+use super::convert::convert;
 use crate::bundle::{BundleWriter, WeightsMode};
 
 /// Weights of up to this many bytes stand in the graph file: each file mapping costs a page, and there are hundreds.
@@ -113,17 +113,27 @@ impl<'a> Storage<'a> {
         let mut file = writer.create_file(path)?;
         let io = |source| ExportError::Io { path: path.into(), source };
         file.write_all(&self.header).map_err(io)?;
-        let mut block = vec![];
-        for (name, &(dtype, ..)) in &self.converted {
+        let blocks = self.converted.iter().flat_map(|(name, &(dtype, ..))| {
             let tensor = self.weights.get(name).expect("planned from these weights");
-            let size = (BLOCK * tensor.dtype.size()) as u64;
-            for at in (0..tensor.len).step_by(BLOCK * tensor.dtype.size()) {
-                block.resize(usize::try_from(size.min(tensor.len - at)).unwrap_or(usize::MAX), 0);
-                self.weights.read_into(tensor, at, &mut block)?;
-                file.write_all(&convert(&block, tensor.dtype, dtype)).map_err(io)?;
-            }
+            (0..tensor.len).step_by(BLOCK * tensor.dtype.size()).map(move |at| (tensor, dtype, at))
+        });
+        // One block is written while the next is converted.
+        let mut ready = vec![];
+        for block in blocks.map(Some).chain([None]) {
+            let next = || block.map_or(Ok(vec![]), |(tensor, dtype, at)| self.convert_block(tensor, dtype, at));
+            let (written, converted) = rayon::join(|| file.write_all(&ready), next);
+            written.map_err(io)?;
+            ready = converted?;
         }
         Ok(file.finish()?)
+    }
+
+    /// The block of `tensor` from its byte `at` on, as `dtype`.
+    fn convert_block(&self, tensor: &Tensor, dtype: DType, at: u64) -> Result<Vec<u8>, ExportError> {
+        let size = ((BLOCK * tensor.dtype.size()) as u64).min(tensor.len - at);
+        let mut block = vec![0; usize::try_from(size).unwrap_or(0)];
+        self.weights.read_into(tensor, at, &mut block)?;
+        Ok(convert(&block, tensor.dtype, dtype))
     }
 }
 
@@ -137,22 +147,4 @@ fn weights_of(graph: &Graph) -> Vec<Weight> {
     let values = graph.values();
     let sources = values.iter().zip(live).filter(|(_, live)| *live).map(|(v, _)| &v.source);
     sources.filter_map(|s| if let Source::Weight(w) = s { Some(w.clone()) } else { None }).collect()
-}
-
-/// Elements of one floating-point type as another, rounded to nearest even.
-fn convert(bytes: &[u8], from: DType, to: DType) -> Vec<u8> {
-    if from == to {
-        return bytes.to_vec();
-    }
-    let numbers = bytes.chunks_exact(from.size()).map(|b| match (from, b) {
-        (DType::F16, &[a, b]) => f16::from_le_bytes([a, b]).to_f32(),
-        (DType::BF16, &[a, b]) => bf16::from_le_bytes([a, b]).to_f32(),
-        (_, &[a, b, c, d]) => f32::from_le_bytes([a, b, c, d]),
-        _ => 0.0,
-    });
-    match to {
-        DType::F16 => numbers.flat_map(|x| f16::from_f32(x).to_le_bytes()).collect(),
-        DType::BF16 => numbers.flat_map(|x| bf16::from_f32(x).to_le_bytes()).collect(),
-        _ => numbers.flat_map(f32::to_le_bytes).collect(),
-    }
 }
