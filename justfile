@@ -22,3 +22,8 @@ fixtures:
 scores folder="target/scores":
     cargo build --release
     python scripts/scores.py --cogvx target/release/cogvx --out {{folder}}
+
+# Time and memory of exporting a checkpoint of 2B's size, against cp; takes 27 GB of disk
+bench-export folder="target/bench":
+    cargo build --release
+    scripts/bench-export {{folder}}

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 pub use error::BundleError;
 pub use manifest::{Component, Dim, FileEntry, Graph, Lora, MANIFEST, Manifest, Origin, Port, Shapes, Source, VERSION};
+pub(crate) use place::Place;
 pub use writer::{BundleFile, BundleWriter, LinkOutcome, WeightsMode};
 
 /// An exported directory whose manifest has been checked.

@@ -4,6 +4,7 @@ mod export;
 mod interrupt;
 mod progress;
 mod run;
+mod synth;
 mod verify;
 
 use std::path::Path;
@@ -31,6 +32,7 @@ enum Command {
     Export(export::Args),
     Verify(verify::Args),
     Run(run::Args),
+    Synth(synth::Args),
 }
 
 /// `cogvx-export`: the command `export` alone.
@@ -57,6 +59,7 @@ pub fn main() -> ExitCode {
         Command::Export(args) => export::run(args),
         Command::Verify(args) => verify::run(args),
         Command::Run(args) => run::run(args),
+        Command::Synth(args) => synth::run(args),
     })
 }
 

@@ -1,7 +1,7 @@
 //! A checkpoint becomes a bundle: graphs built, weights linked, everything in place at once.
 
+mod convert;
 mod lora;
-mod numbers;
 mod options;
 mod storage;
 

@@ -4,6 +4,7 @@
 //! read here and checked before the `tokenizers` crate sees it, since that crate trusts what it loads.
 
 mod charsmap;
+mod minimal;
 mod pieces;
 mod settings;
 
@@ -17,6 +18,7 @@ use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
 use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::whitespace::WhitespaceSplit;
 
+pub(crate) use minimal::minimal_spm;
 use pieces::Pieces;
 use settings::{Settings, Side};
 

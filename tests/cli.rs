@@ -60,6 +60,7 @@ fn help_says_what_can_be_done() {
         ("help_export", &["export", "--help"]),
         ("help_verify", &["verify", "--help"]),
         ("help_run", &["run", "--help"]),
+        ("help_synth", &["synth", "--help"]),
     ] {
         assert_snapshot!(name, printed(cogvx().args(arguments)));
     }

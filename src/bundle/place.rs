@@ -21,7 +21,7 @@ const STALE: Duration = Duration::from_hours(24);
 
 /// Directories made for a bundle, from the inside out; those that hold nothing when this is dropped go.
 #[derive(Debug)]
-pub(super) struct MadeParents(Vec<PathBuf>);
+pub(crate) struct MadeParents(Vec<PathBuf>);
 
 impl Drop for MadeParents {
     fn drop(&mut self) {
@@ -34,7 +34,7 @@ impl Drop for MadeParents {
 
 /// The place of a bundle: `parent/name`, where `parent` is canonical.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(crate) struct Place {
     parent: PathBuf,
     name: OsString,
 }

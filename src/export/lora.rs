@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use cogvx_graphs::Weights;
 use cogvx_graphs::weights::Tensor;
 
-use super::numbers::decode;
+use super::convert::decode;
 use crate::bundle;
 use adapter::Adapter;
 pub use error::{LoraError, LoraProblem};

@@ -9,8 +9,8 @@ use cogvx_graphs::weights::Tensor;
 use cogvx_graphs::{DType, Weights};
 
 use super::ExportError;
+use super::convert::{convert, decode, encode};
 use super::lora::{Delta, Merges};
-use super::numbers::{decode, encode};
 use crate::bundle::{BundleWriter, WeightsMode};
 
 /// Weights of up to this many bytes stand in the graph file: each file mapping costs a page, and there are hundreds.
@@ -121,20 +121,29 @@ impl<'a> Storage<'a> {
         let mut file = writer.create_file(path)?;
         let io = |source| ExportError::Io { path: path.into(), source };
         file.write_all(&self.header).map_err(io)?;
-        let mut block = vec![];
+        // One block is written while the next is made.
+        let mut ready = vec![];
         for (name, &(dtype, ..)) in &self.rewritten {
             let tensor = self.weights.get(name).expect("planned from these weights");
             let delta = self.merges.of(tensor)?;
-            let size = tensor.dtype.size();
-            for (i, at) in (0..tensor.len).step_by(BLOCK * size).enumerate() {
-                let length = (tensor.len - at).min((BLOCK * size) as u64);
-                block.resize(usize::try_from(length).unwrap_or(usize::MAX), 0);
-                self.weights.read_into(tensor, at, &mut block)?;
-                let block = rewrite(&block, i * BLOCK, tensor.dtype, dtype, delta.as_ref());
-                file.write_all(&block).map_err(io)?;
+            for at in (0..tensor.len).step_by(BLOCK * tensor.dtype.size()) {
+                let next = || self.block(tensor, at, dtype, delta.as_ref());
+                let (written, next) = rayon::join(|| file.write_all(&ready), next);
+                written.map_err(io)?;
+                ready = next?;
             }
         }
+        file.write_all(&ready).map_err(io)?;
         Ok(file.finish()?)
+    }
+
+    /// The block of `tensor` from its byte `at` on, with `delta` added, as `dtype`.
+    fn block(&self, tensor: &Tensor, at: u64, dtype: DType, delta: Option<&Delta>) -> Result<Vec<u8>, ExportError> {
+        let size = ((BLOCK * tensor.dtype.size()) as u64).min(tensor.len - at);
+        let mut block = vec![0; usize::try_from(size).unwrap_or(0)];
+        self.weights.read_into(tensor, at, &mut block)?;
+        let first = usize::try_from(at).unwrap_or(usize::MAX) / tensor.dtype.size();
+        Ok(rewrite(&block, first, tensor.dtype, dtype, delta))
     }
 }
 
@@ -144,10 +153,9 @@ fn stored_length(tensor: &Tensor, stored: DType) -> u64 {
 
 /// Elements of type `from`, the first of which is number `at` of its tensor, with `delta` added and rounded once to `to`.
 fn rewrite(bytes: &[u8], at: usize, from: DType, to: DType, delta: Option<&Delta>) -> Vec<u8> {
+    let Some(delta) = delta else { return convert(bytes, from, to) };
     let mut numbers = decode(bytes, from);
-    if let Some(delta) = delta {
-        delta.add(at, &mut numbers);
-    }
+    delta.add(at, &mut numbers);
     encode(&numbers, to)
 }
 
