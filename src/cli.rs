@@ -19,7 +19,7 @@ use crate::export::ExportOptions;
 use crate::pipeline::{self, Pipeline};
 use crate::runtime::Runtime;
 
-/// `CogVideoX` checkpoints to ONNX engines, and prompts to videos, without Python or `PyTorch`.
+/// CogVideoX checkpoints to ONNX engines, and prompts to videos, without Python or PyTorch.
 #[derive(Parser)]
 #[command(name = "cogvx", version, propagate_version = true)]
 struct Cli {

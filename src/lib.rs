@@ -1,4 +1,4 @@
-//! `CogVideoX` checkpoints to ONNX engines, and prompts to videos, without Python or `PyTorch`.
+//! CogVideoX checkpoints to ONNX engines, and prompts to videos, without Python or PyTorch.
 
 pub mod bundle;
 pub mod cli;

@@ -47,7 +47,7 @@ pub enum Device {
     Cpu,
     /// A CUDA device.
     Cuda,
-    /// A CUDA device, through `TensorRT`.
+    /// A CUDA device, through TensorRT.
     TensorRt,
 }
 

@@ -1,4 +1,4 @@
-//! What a bundle computes, compared with what `PyTorch` computed.
+//! What a bundle computes, compared with what PyTorch computed.
 
 mod reference;
 

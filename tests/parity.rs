@@ -1,4 +1,4 @@
-//! Every checkpoint of the repository gives the numbers that `PyTorch` gave.
+//! Every checkpoint of the repository gives the numbers that PyTorch gave.
 
 mod common;
 

@@ -1,4 +1,4 @@
-//! ONNX graphs of `CogVideoX`, built directly from configs and weights.
+//! ONNX graphs of CogVideoX, built directly from configs and weights.
 //!
 //! A model ([`model`]) is written in the operations of [`Value`] below a [`Scope`]; passes ([`pass`]) choose its precision
 //! and target; [`onnx`] writes it. Nothing here runs a graph.

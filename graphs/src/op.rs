@@ -72,7 +72,7 @@ pub enum Op {
     Size(Dim),
     /// `0, 1, ..., n - 1` as `i64`, `n` given by the `[1]` input and named by the [`Dim`].
     Range(Dim),
-    /// `x @ weight.T (+ bias)`, weight `[out, in]` as `PyTorch` stores it.
+    /// `x @ weight.T (+ bias)`, weight `[out, in]` as PyTorch stores it.
     Linear,
     /// Convolution over all axes but the first two; weight `[out, in, ...]`, bias `[out]`.
     Conv {

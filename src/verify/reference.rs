@@ -1,4 +1,4 @@
-//! A file of tensors that `PyTorch` computed, and the settings it computed them with.
+//! A file of tensors that PyTorch computed, and the settings it computed them with.
 
 use std::collections::HashMap;
 use std::io::Read as _;

@@ -45,7 +45,7 @@ pub struct DitConfig {
     pub sample_frames: usize,
     /// Latent pixels along each side of a patch.
     pub patch_size: usize,
-    /// Latent frames of a patch; none in `CogVideoX` 1.0, whose patches are flat.
+    /// Latent frames of a patch; none in CogVideoX 1.0, whose patches are flat.
     pub patch_size_t: Option<usize>,
     /// Video frames per latent frame.
     pub temporal_compression_ratio: usize,

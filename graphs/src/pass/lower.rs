@@ -151,7 +151,7 @@ impl Lower {
         self.reshape(resized, to)
     }
 
-    /// `Gemm` reads `PyTorch`'s `[out, in]` weights as they lie; it wants two axes, and reshapes are free.
+    /// `Gemm` reads PyTorch's `[out, in]` weights as they lie; it wants two axes, and reshapes are free.
     fn linear<'g>(&mut self, x: Value<'g>, rest: &[Option<Value<'g>>], to: &Type) -> Value<'g> {
         let (rows, width) = (Dim::product(&x.shape()[..x.shape().len() - 1]), x.dim(x.shape().len() - 1));
         let flat = self.reshape(x, &[rows.clone(), width]);
@@ -178,7 +178,7 @@ impl Lower {
     }
 
     /// The fused form: CPU keeps `O(tokens)` memory and CUDA picks cuDNN's kernel for `com.microsoft.MultiHeadAttention`
-    /// only; `TensorRT` knows ONNX's own `Attention`, but has kernels for it only in 16 bits and for some widths of heads.
+    /// only; TensorRT knows ONNX's own `Attention`, but has kernels for it only in 16 bits and for some widths of heads.
     fn attention<'g>(
         &mut self,
         inputs: &[Option<Value<'g>>],
@@ -207,7 +207,7 @@ impl Lower {
         emit("", "Attention", 23, attributes, &inputs, vec![to], out)[0]
     }
 
-    /// The fused form; `TensorRT` wants its tables once for each sample.
+    /// The fused form; TensorRT wants its tables once for each sample.
     fn rotary<'g>(&mut self, x: Value<'g>, tables: &[Option<Value<'g>>], heads: usize) -> Value<'g> {
         let (out, to) = (x.graph, x.r#type());
         let heads = Int(signed(heads));
