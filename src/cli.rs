@@ -4,6 +4,7 @@ mod export;
 mod interrupt;
 mod progress;
 mod run;
+mod runtime;
 mod synth;
 mod verify;
 
@@ -32,6 +33,7 @@ enum Command {
     Export(export::Args),
     Verify(verify::Args),
     Run(run::Args),
+    Runtime(runtime::Args),
     Synth(synth::Args),
 }
 
@@ -59,6 +61,7 @@ pub fn main() -> ExitCode {
         Command::Export(args) => export::run(args),
         Command::Verify(args) => verify::run(args),
         Command::Run(args) => run::run(args),
+        Command::Runtime(args) => runtime::run(args),
         Command::Synth(args) => synth::run(args),
     })
 }

@@ -156,6 +156,21 @@ impl Pipeline {
         Ok(ids.into_dyn())
     }
 
+    /// How many tokens `text` has beyond what the model takes; those are cut off.
+    ///
+    /// # Errors
+    /// A text the tokenizer cannot take.
+    pub fn surplus_tokens(&self, text: &str) -> Result<usize, PipelineError> {
+        Ok(self.tokenizer.count(text)?.saturating_sub(self.dit.max_text_seq_length))
+    }
+
+    /// How many frames come of `frames` asked for: an even number of latent frames decodes to four each.
+    #[must_use]
+    pub fn decoded_frames(&self, frames: usize) -> usize {
+        let ratio = self.vae.temporal_compression_ratio;
+        vae::decoded_frames(frames.saturating_sub(1) / ratio + 1, ratio)
+    }
+
     /// Text embeddings `[texts, tokens, width]` of token ids `[texts, tokens]`.
     ///
     /// # Errors

@@ -14,7 +14,7 @@ use ort::session::builder::GraphOptimizationLevel;
 use ort::session::{NoSelectedOutputs, RunOptions, SessionInputValue};
 use ort::value::{DynValue, TensorRef};
 
-pub use library::{LibraryError, VERSION};
+pub use library::{Library, LibraryError, Origin, VERSION};
 
 /// Optimizers that would hold a second, `float32` copy of 16-bit weights.
 const COPYING_OPTIMIZERS: &str = "ConstantFolding;FuseFp16InitializerToFp32NodeTransformer";
@@ -78,6 +78,15 @@ impl Interrupt {
     }
 }
 
+/// The library for `device`, installed if it is nowhere to be found.
+///
+/// # Errors
+/// No library, and none that could be installed.
+pub fn library(device: Device) -> Result<Library, LibraryError> {
+    let build = if device == Device::Cpu { library::Build::Cpu } else { library::Build::Gpu };
+    library::find_or_install(build)
+}
+
 impl Runtime {
     /// Start ONNX Runtime for `device` with `threads` threads (0: one a core).
     ///
@@ -86,8 +95,7 @@ impl Runtime {
     /// # Errors
     /// No library, or one that does not start.
     pub fn start(device: Device, threads: usize) -> Result<Self, RuntimeError> {
-        let build = if device == Device::Cpu { library::Build::Cpu } else { library::Build::Gpu };
-        let path = library::find_or_install(build)?;
+        let path = library(device)?.path;
         let start = || -> Result<_, String> {
             let environment = environment(&path)?;
             // What it would log is in the error it returns.

@@ -123,6 +123,15 @@ impl Tokenizer {
         Ok(Self { end, pad, truncation: settings.truncation, padding: settings.padding, inner })
     }
 
+    /// How many ids the whole text has, the end token among them.
+    ///
+    /// # Errors
+    /// A text that the `tokenizers` crate refuses.
+    pub fn count(&self, text: &str) -> Result<usize, TokenizerError> {
+        let encoding = self.inner.encode_fast(text, false).map_err(|e| TokenizerError::Encode(e.to_string()))?;
+        Ok(encoding.len() + 1)
+    }
+
     /// The ids of `text`: exactly `max_length` of them.
     ///
     /// As transformers gives with `padding="max_length", truncation=True, add_special_tokens=True`: a long text is cut

@@ -61,6 +61,7 @@ fn help_says_what_can_be_done() {
         ("help_verify", &["verify", "--help"]),
         ("help_run", &["run", "--help"]),
         ("help_synth", &["synth", "--help"]),
+        ("help_runtime", &["runtime", "--help"]),
     ] {
         assert_snapshot!(name, printed(cogvx().args(arguments)));
     }
@@ -260,4 +261,31 @@ fn the_manifest_names_every_file_of_the_bundle() {
     let listed: Vec<_> = manifest.files.iter().map(|f| PathBuf::from(&f.path)).collect();
     let found: Vec<_> = files(&bundle).into_keys().filter(|name| name != Path::new(MANIFEST)).collect();
     assert_eq!(listed.iter().collect::<std::collections::BTreeSet<_>>(), found.iter().collect());
+}
+
+#[test]
+fn runtime_shows_the_library_that_starts() {
+    let output = cogvx().args(["runtime", "--json"]).output().expect("cogvx starts");
+    let json: serde_json::Value =
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {}", said(&output)));
+    assert_eq!(json["version"], cogvx::runtime::VERSION);
+    assert!(json["library"].as_str().is_some_and(|path| Path::new(path).is_file()), "{json}");
+    let missing = cogvx().arg("runtime").env("ORT_DYLIB_PATH", "nowhere.so").output().expect("cogvx starts");
+    assert_eq!(missing.status.code(), Some(2), "{}", said(&missing));
+    assert_eq!(said(&missing).trim(), "error: `ORT_DYLIB_PATH`: expected a file, found nothing at `nowhere.so`");
+}
+
+#[test]
+fn run_says_where_the_video_is_not_what_was_asked_for() {
+    let folder = fresh_folder();
+    let video = folder.path().join("fox.npy");
+    let long = "a fox ".repeat(40);
+    let mut command = cogvx();
+    command.arg("run").arg(fixture("2b-fp32")).args(["--prompt", &long, "--frames", "13", "--steps", "1", "--output"]);
+    let output = command.arg(&video).output().expect("cogvx starts");
+    assert!(output.status.success(), "{}", said(&output));
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("tokens, the model takes 12: the rest is cut off"), "{text}");
+    assert!(text.contains("warning: asked for 13 frames, the model decodes 16"), "{text}");
+    assert!(said(&output).contains("16 frames of 32x32"), "{}", said(&output));
 }

@@ -4,7 +4,6 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::bail;
 use clap::{Args as ClapArgs, ValueEnum};
 use ndarray::ArrayD;
 
@@ -53,7 +52,7 @@ pub(super) struct Args {
     /// How much of the video is made anew, from 0 to 1: the share of the steps that are taken
     #[arg(long, default_value_t = 0.8)]
     strength: f64,
-    /// Frames: 4N + 1 [default: the checkpoint's, or the video's]
+    /// Frames, best 4N + 1 with an even N [default: the checkpoint's, or the video's]
     #[arg(long)]
     frames: Option<usize>,
     /// Rows of pixels [default: the checkpoint's]
@@ -86,6 +85,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     Format::of(&args.output)?;
     let opened = open(&args.bundle, args.threads)?;
     let request = request(args, &opened.pipeline)?;
+    opened.pipeline.check(&request)?;
+    warn(&opened.pipeline, &request)?;
     opened.pipeline.check(&request)?;
     let sink = open_sink(&args.output, request.width, request.height, args.fps, request.frames)?;
     let mut watcher = Watcher { sink, progress: None, written: 0, since: Instant::now(), steps: request.steps };
@@ -120,12 +121,31 @@ fn request(args: &Args, pipeline: &Pipeline) -> anyhow::Result<Request> {
         request.frames = args.frames.unwrap_or(frames.shape()[1]);
         request.start = Start::Video { frames, strength: args.strength };
     }
-    let ratio = pipeline.vae.temporal_compression_ratio;
-    if request.frames == 0 || !(request.frames - 1).is_multiple_of(ratio) {
-        let below = request.frames.saturating_sub(1) / ratio * ratio + 1;
-        bail!("`--frames`: expected {ratio}N + 1, such as {below} or {}, found {}", below + ratio, request.frames);
-    }
     Ok(request)
+}
+
+/// Say where the result will not be what was asked for, as diffusers' pipeline does it.
+fn warn(pipeline: &Pipeline, request: &Request) -> anyhow::Result<()> {
+    for (name, text) in [("prompt", &request.prompt), ("negative prompt", &request.negative_prompt)] {
+        let surplus = pipeline.surplus_tokens(text)?;
+        if surplus > 0 {
+            let most = pipeline.dit.max_text_seq_length;
+            say(&format!(
+                "warning: the {name} has {} tokens, the model takes {most}: the rest is cut off",
+                most + surplus
+            ));
+        }
+    }
+    let frames = pipeline.decoded_frames(request.frames);
+    if frames != request.frames {
+        say(&format!("warning: asked for {} frames, the model decodes {frames}", request.frames));
+    }
+    Ok(())
+}
+
+/// A line on standard error; that nobody reads it is no reason to end.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// Shows progress and hands frames on.

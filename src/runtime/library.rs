@@ -35,6 +35,14 @@ pub(super) enum Build {
 }
 
 impl Build {
+    /// What pip is to install: the package, its version and the hashes of its wheels.
+    fn requirement(self) -> &'static str {
+        match self {
+            Self::Cpu => include_str!("onnxruntime.txt"),
+            Self::Gpu => include_str!("onnxruntime-gpu.txt"),
+        }
+    }
+
     fn package(self) -> &'static str {
         match self {
             Self::Cpu => "onnxruntime",
@@ -49,25 +57,55 @@ impl Build {
     }
 }
 
+/// How a library was come by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// `ORT_DYLIB_PATH` names it.
+    Environment,
+    /// It lies beside the executable.
+    Executable,
+    /// It is in cogvx's cache.
+    Cache,
+    /// An installed Python package has it.
+    Python,
+    /// It was installed into the cache just now.
+    Installed,
+}
+
+/// ONNX Runtime's shared library.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Library {
+    /// The file.
+    pub path: PathBuf,
+    /// How it was come by.
+    pub origin: Origin,
+}
+
 /// The library: the one `ORT_DYLIB_PATH` names, or one of [`VERSION`] beside the executable, in cogvx's cache or in Python's
-/// packages; otherwise pip downloads the wheel into the cache, which takes no root and changes no environment.
-pub(super) fn find_or_install(build: Build) -> Result<PathBuf, LibraryError> {
+/// packages; otherwise pip downloads the wheel into the cache, which takes no root and changes no environment, and checks it
+/// against the hashes known here.
+pub(super) fn find_or_install(build: Build) -> Result<Library, LibraryError> {
+    let library = |origin, path| Library { path, origin };
     if let Some(path) = std::env::var_os(OVERRIDE).map(PathBuf::from) {
-        return if path.is_file() { Ok(path) } else { Err(LibraryError::Override(path)) };
+        return if path.is_file() { Ok(library(Origin::Environment, path)) } else { Err(LibraryError::Override(path)) };
     }
     let executable = std::env::current_exe().ok();
     let beside = executable.as_deref().and_then(Path::parent).map(|folder| folder.join(file_name()));
+    if let Some(path) = beside.filter(|path| build.is_at(path)) {
+        return Ok(library(Origin::Executable, path));
+    }
     let folder = cache()?.join(format!("{}-{VERSION}", build.package()));
     let cached = folder.join("onnxruntime/capi").join(file_name());
-    if let Some(path) = beside.into_iter().chain([cached.clone()]).find(|path| build.is_at(path)) {
-        return Ok(path);
+    if build.is_at(&cached) {
+        return Ok(library(Origin::Cache, cached));
     }
     if let Some(path) = in_python().filter(|path| build.is_at(path)) {
-        return Ok(path);
+        return Ok(library(Origin::Python, path));
     }
     install(build, &folder)?;
     if build.is_at(&cached) {
-        Ok(cached)
+        Ok(library(Origin::Installed, cached))
     } else {
         Err(LibraryError::Install(format!("the wheel has no `{}`", file_name())))
     }
@@ -115,9 +153,11 @@ fn install(build: Build, folder: &Path) -> Result<(), LibraryError> {
     let partial = tempfile::Builder::new().prefix(".onnxruntime-").tempdir_in(parent).map_err(io)?;
     // That nobody reads it is no reason to end.
     let _ = writeln!(stderr(), "installing ONNX Runtime {VERSION} with pip into {} (once)", folder.display());
+    let requirement = tempfile::Builder::new().suffix(".txt").tempfile_in(parent).map_err(io)?;
+    fs::write(requirement.path(), build.requirement()).map_err(io)?;
     let arguments =
         ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"];
-    pip.args(arguments).arg("--target").arg(partial.path()).arg(format!("{}=={VERSION}", build.package()));
+    pip.args(arguments).arg("--target").arg(partial.path()).arg("--require-hashes").arg("-r").arg(requirement.path());
     let output = pip.output().map_err(|e| LibraryError::Install(e.to_string()))?;
     if !output.status.success() {
         let message = String::from_utf8_lossy(&output.stderr);
@@ -128,5 +168,21 @@ fn install(build: Build, folder: &Path) -> Result<(), LibraryError> {
         // Another process was faster.
         Err(_) if build.is_at(&folder.join("onnxruntime/capi").join(file_name())) => Ok(()),
         Err(source) => Err(io(source)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Build, VERSION};
+
+    #[test]
+    fn pip_is_asked_for_this_version_with_the_hash_of_each_wheel() {
+        for build in [Build::Cpu, Build::Gpu] {
+            let text = build.requirement();
+            assert!(text.contains(&format!("\n{}=={VERSION} \\\n", build.package())), "{text}");
+            let hashes: Vec<_> = text.lines().filter_map(|l| l.trim().strip_prefix("--hash=sha256:")).collect();
+            let whole = |h: &&str| h.trim_end_matches(" \\").len() == 64;
+            assert!(hashes.len() >= 16 && hashes.iter().all(whole), "{text}");
+        }
     }
 }
