@@ -181,11 +181,6 @@ pub struct Session {
 }
 
 impl Session {
-    /// Names of the inputs.
-    pub fn inputs(&self) -> impl Iterator<Item = &str> {
-        self.inner.inputs().iter().map(ort::value::Outlet::name)
-    }
-
     /// Run the graph.
     ///
     /// # Errors

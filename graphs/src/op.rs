@@ -127,7 +127,6 @@ pub enum Unary {
     Sin,
     Cos,
     Sigmoid,
-    Abs,
 }
 
 /// Element-wise functions of two tensors.
@@ -176,7 +175,6 @@ impl Op {
             Self::Unary(Unary::Sin) => "Sin",
             Self::Unary(Unary::Cos) => "Cos",
             Self::Unary(Unary::Sigmoid) => "Sigmoid",
-            Self::Unary(Unary::Abs) => "Abs",
             Self::Binary(Binary::Add) => "Add",
             Self::Binary(Binary::Sub) => "Sub",
             Self::Binary(Binary::Mul) => "Mul",

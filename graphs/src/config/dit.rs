@@ -101,12 +101,6 @@ impl DitConfig {
         self.num_attention_heads * self.attention_head_dim
     }
 
-    /// Values in one predicted patch: the rows of `proj_out.weight`.
-    #[must_use]
-    pub fn patch_values(&self) -> usize {
-        self.patch_size * self.patch_size * self.patch_size_t.unwrap_or(1) * self.out_channels
-    }
-
     fn from_fields(f: &Fields) -> Result<Self, ConfigError> {
         f.is_class("CogVideoXTransformer3DModel")?;
         let width = 1..=65_536;

@@ -44,7 +44,7 @@ fn defaults_are_those_of_diffusers() {
     assert_eq!((dit.num_attention_heads, dit.width(), dit.num_layers), (30, 1920, 30));
     assert_eq!((dit.sample_width, dit.sample_height, dit.sample_frames), (90, 60, 49));
     assert_eq!((dit.patch_size, dit.patch_size_t, dit.ofs_embed_dim), (2, None, None));
-    assert_eq!((dit.max_text_seq_length, dit.patch_values(), dit.patch_bias), (226, 64, true));
+    assert_eq!((dit.max_text_seq_length, dit.patch_bias), (226, true));
     let vae = vae(json!({})).unwrap();
     assert_eq!(vae.block_out_channels, [128, 256, 256, 512]);
     assert_eq!((vae.spatial_compression_ratio(), vae.temporal_compression_ratio), (8, 4));
