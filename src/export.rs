@@ -3,12 +3,15 @@
 mod convert;
 mod lora;
 mod options;
+mod quantized;
 mod storage;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use cogvx_calibration::plan::Plan;
+use cogvx_calibration::quantize::Quantize;
 use cogvx_graphs::config::{ConfigError, DitConfig, PipelineClass, PipelineIndex, T5Config, VaeConfig};
 use cogvx_graphs::model::vae::{FRAME_CHUNK, LATENT_CHUNK, first_chunk};
 use cogvx_graphs::model::{dit, t5, vae};
@@ -56,6 +59,11 @@ pub enum ExportError {
     /// Sizes the model cannot have.
     #[error("`--shapes`: expected {axis} of {expected}, found {found}")]
     Shape { axis: &'static str, expected: String, found: String },
+    /// A scheme the target has no kernels for.
+    #[error(
+        "`--quantize`: expected a scheme that `--target {target}` has kernels for, such as `{instead}`, found `{scheme}`"
+    )]
+    Scheme { scheme: &'static str, target: &'static str, instead: &'static str },
     /// A defect of cogvx: a pass made a graph that does not fit together.
     #[error("cannot lower `{graph}`: {problem}")]
     Lower { graph: String, problem: Problem },
@@ -93,6 +101,8 @@ pub struct GraphReport {
     pub converted: usize,
     /// Weights with LoRAs merged into them.
     pub merged: usize,
+    /// Weights in few bits.
+    pub quantized: usize,
     /// Opset of ONNX's own operators.
     pub opset: i64,
 }
@@ -117,6 +127,7 @@ pub fn export(
     options: &ExportOptions,
     mut started: impl FnMut(&str),
 ) -> Result<Report, ExportError> {
+    options.check_scheme()?;
     let configs = read_configs(checkpoint)?;
     let sizes = Sizes::new(&configs, options)?;
     let merges = open_loras(checkpoint, options)?;
@@ -292,26 +303,36 @@ impl Exporter<'_> {
         graphs: &[(&str, Graph)],
     ) -> Result<(), ExportError> {
         let compute = self.options.compute(weights);
+        let plan = self.options.quantize.map(|scheme| {
+            // Graphs of a component that share weights differ in no linear layer.
+            Plan::new(&graphs[0].1, scheme, self.options.target)
+        });
         let mut lowered = vec![];
         for (name, graph) in graphs {
             let failed = |mut problems: Vec<Problem>| ExportError::Lower {
                 graph: format!("{}/{name}", component.name()),
                 problem: problems.swap_remove(0),
             };
+            let graph = match &plan {
+                Some(plan) => &pass::run(&mut Quantize::new(plan), graph).map_err(failed)?,
+                None => graph,
+            };
             let graph = pass::run(&mut Precision::new(compute, self.options.precision), graph).map_err(failed)?;
             lowered.push((*name, pass::run(&mut Lower::new(self.options.target), &graph).map_err(failed)?));
         }
-        let mut storage = Storage::plan(weights, merges, lowered.iter().map(|(_, graph)| graph));
+        let mut storage = Storage::plan(weights, merges, plan.as_ref(), lowered.iter().map(|(_, graph)| graph));
         let mut files = vec![];
         for (name, graph) in &lowered {
-            let [external, inline, converted, merged] = storage.counts(graph);
+            let [external, inline, converted, merged, quantized] = storage.counts(graph);
             let stored = self.options.precision.filter(|_| converted > 0).unwrap_or(DType::F32);
             self.accuracy = options::coarsest([self.accuracy, compute, stored]);
             let model = onnx::serialize(graph, component.name(), |weight| storage.place(weight))?;
             let file = format!("{}/{name}", component.name());
             self.writer.add_bytes(&file, &model.bytes)?;
             let (nodes, opset) = (graph.nodes().len(), model.opset);
-            self.graphs.push(GraphReport { file: file.clone(), nodes, external, inline, converted, merged, opset });
+            let report =
+                GraphReport { file: file.clone(), nodes, external, inline, converted, merged, quantized, opset };
+            self.graphs.push(report);
             files.push(bundle::Graph { file, opset, inputs: ports(&model.inputs), outputs: ports(&model.outputs) });
         }
         let weights = storage.write(self.writer, component.name(), self.options.weights)?;
@@ -380,6 +401,7 @@ fn manifest(
         source: bundle::Source { name: name.unwrap_or_default(), class_name: configs.index.class.to_string() },
         precision: options.precision.map_or("checkpoint".into(), |p| options::precision_name(p).into()),
         accuracy: options::precision_name(accuracy).into(),
+        quantization: options.quantize.map(|scheme| scheme.name().into()),
         target: options::target_name(options.target).into(),
         shapes,
         loras: options.loras.iter().map(Lora::in_manifest).collect(),

@@ -15,7 +15,7 @@ use ndarray::{Array2, ArrayD, Axis, IxDyn, Slice, concatenate};
 use crate::bundle::{Bundle, MANIFEST};
 use crate::positions::PositionsError;
 use crate::rng::TorchGenerator;
-use crate::runtime::{Device, Input, Runtime, RuntimeError, Session};
+use crate::runtime::{Device, Input, Layout, Runtime, RuntimeError, Session};
 use crate::scheduler::{Sampler, SchedulerConfig, SchedulerError, guidance_scale, guide};
 use crate::tokenizer::{Tokenizer, TokenizerError};
 
@@ -140,7 +140,9 @@ impl Pipeline {
         if !self.bundle.manifest().components.contains_key(component) {
             return Err(PipelineError::NoComponent { bundle: self.bundle.dir().into(), component });
         }
-        Ok(self.runtime.load(&self.bundle.path(&format!("{component}/{graph}")))?)
+        let quantized = self.bundle.manifest().quantization.is_some() && !component.starts_with("vae");
+        let layout = if quantized { Layout::Packed } else { Layout::Mapped };
+        Ok(self.runtime.load(&self.bundle.path(&format!("{component}/{graph}")), layout)?)
     }
 
     /// Token ids of texts, `[texts, max_text_seq_length]`.

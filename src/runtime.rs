@@ -121,12 +121,13 @@ impl Runtime {
     ///
     /// # Errors
     /// A graph ONNX Runtime refuses.
-    pub fn load(&self, path: &Path) -> Result<Session, RuntimeError> {
-        let inner = self.session(path).map_err(|e| RuntimeError::Load { path: path.into(), message: line(&e) })?;
+    pub fn load(&self, path: &Path, layout: Layout) -> Result<Session, RuntimeError> {
+        let inner =
+            self.session(path, layout).map_err(|e| RuntimeError::Load { path: path.into(), message: line(&e) })?;
         Ok(Session { inner, path: path.into(), interrupt: self.interrupt.clone() })
     }
 
-    fn session(&self, path: &Path) -> ort::Result<ort::session::Session> {
+    fn session(&self, path: &Path, layout: Layout) -> ort::Result<ort::session::Session> {
         let providers = match self.device {
             Device::Cpu => vec![],
             Device::Cuda => vec![CUDA::default().build().error_on_failure()],
@@ -137,7 +138,7 @@ impl Runtime {
         let cpu = CPU::default().with_arena_allocator(false).build();
         let mut builder = ort::session::Session::builder(&self.environment)?
             .with_optimization_level(GraphOptimizationLevel::Disable)?
-            .with_prepacking(self.device != Device::Cpu)?
+            .with_prepacking(self.device != Device::Cpu || layout == Layout::Packed)?
             .with_log_level(LogLevel::Fatal)?
             .with_disabled_optimizers(COPYING_OPTIMIZERS)?
             .with_execution_providers(providers.into_iter().chain([cpu]).collect::<Vec<_>>())?;
@@ -158,6 +159,15 @@ fn environment(library: &Path) -> Result<Environment, String> {
     let builder = ort::init_from(library).map_err(|e| e.to_string())?;
     let environment = builder.with_name("cogvx").with_telemetry(false).build().map_err(|e| e.to_string())?;
     Ok(started.insert(environment).clone())
+}
+
+/// How a CPU session keeps weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// Where they are mapped.
+    Mapped,
+    /// Copied in the order their kernels read them: products of integers need it.
+    Packed,
 }
 
 /// What a graph is fed with.

@@ -1,3 +1,6 @@
-//! What numbers do: how far two runs differ. Ranges, calibration tables and quantization build on these measures.
+//! What numbers do: how far two runs differ, and weights and activations in few bits.
 
 pub mod metrics;
+pub mod plan;
+pub mod quantize;
+pub mod round;

@@ -24,17 +24,30 @@ pub enum DType {
     I8,
     /// One byte per truth value.
     Bool,
+    /// Signed four-bit integer, two to a byte, the first in the lower half.
+    I4,
+    /// Eight-bit floating point: sign, four bits of exponent, three of mantissa; no infinities.
+    F8E4M3,
 }
 
 impl DType {
-    /// Bytes of one element.
+    /// Bytes of one element; of [`Self::I4`], of two.
     #[must_use]
     pub const fn size(self) -> usize {
         match self {
             Self::I64 => 8,
             Self::F32 | Self::I32 => 4,
             Self::F16 | Self::BF16 => 2,
-            Self::U8 | Self::I8 | Self::Bool => 1,
+            Self::U8 | Self::I8 | Self::Bool | Self::I4 | Self::F8E4M3 => 1,
+        }
+    }
+
+    /// Bytes of so many elements.
+    #[must_use]
+    pub const fn bytes(self, elements: u64) -> u64 {
+        match self {
+            Self::I4 => elements.div_ceil(2),
+            _ => elements * self.size() as u64,
         }
     }
 
@@ -56,6 +69,8 @@ impl DType {
             Self::Bool => 9,
             Self::F16 => 10,
             Self::BF16 => 16,
+            Self::F8E4M3 => 17,
+            Self::I4 => 22,
         }
     }
 
@@ -75,7 +90,7 @@ impl DType {
         })
     }
 
-    /// What a safetensors header calls this type.
+    /// What a safetensors header calls this type; it has no four-bit type, so those are bytes.
     #[must_use]
     pub const fn safetensors(self) -> &'static str {
         match self {
@@ -84,9 +99,10 @@ impl DType {
             Self::BF16 => "BF16",
             Self::I64 => "I64",
             Self::I32 => "I32",
-            Self::U8 => "U8",
+            Self::U8 | Self::I4 => "U8",
             Self::I8 => "I8",
             Self::Bool => "BOOL",
+            Self::F8E4M3 => "F8_E4M3",
         }
     }
 }
@@ -102,6 +118,8 @@ impl fmt::Display for DType {
             Self::U8 => "u8",
             Self::I8 => "i8",
             Self::Bool => "bool",
+            Self::I4 => "i4",
+            Self::F8E4M3 => "f8e4m3",
         })
     }
 }

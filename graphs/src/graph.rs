@@ -12,10 +12,45 @@ use crate::{DType, Dim, Problem, Value};
 pub struct Weight {
     /// Key in the checkpoint.
     pub name: String,
+    /// What of it: the tensor itself, or what it is quantized to.
+    pub part: WeightPart,
     /// Element type the graph stores it in; the checkpoint's own unless a pass chose another.
     pub stored: DType,
     /// Sizes the graph gives it: the checkpoint's, or another shape of the same elements in the same order.
     pub shape: Vec<usize>,
+}
+
+/// What a graph reads of a checkpoint's tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum WeightPart {
+    /// The tensor.
+    Whole,
+    /// The few-bit values it is quantized to.
+    Values,
+    /// What the values are multiples of.
+    Scales,
+    /// The values that stand for zero.
+    ZeroPoints,
+}
+
+impl Weight {
+    /// The tensor `name` itself, stored as the checkpoint has it.
+    #[must_use]
+    pub fn whole(name: &str, stored: DType, shape: &[usize]) -> Self {
+        Self { name: name.into(), part: WeightPart::Whole, stored, shape: shape.into() }
+    }
+
+    /// The initializer's name: the checkpoint's key and, where quantized, what of it.
+    #[must_use]
+    pub fn initializer(&self) -> String {
+        let suffix = match self.part {
+            WeightPart::Whole => "",
+            WeightPart::Values => "_quantized",
+            WeightPart::Scales => "_scale",
+            WeightPart::ZeroPoints => "_zero_point",
+        };
+        format!("{}{suffix}", self.name)
+    }
 }
 
 /// A tensor known when the graph is built.

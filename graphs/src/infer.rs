@@ -2,6 +2,7 @@
 
 use crate::dims;
 use crate::op::{OnnxOp, Op, Type};
+use crate::quantized::QuantizedLinear;
 use crate::{DType, Dim};
 
 type Inferred = Result<Vec<Type>, String>;
@@ -61,6 +62,13 @@ pub(crate) fn infer(op: &Op, inputs: &[Option<&Type>]) -> Inferred {
         Op::Size(_) => Ok(vec![Type::new(DType::I64, dims![1])]),
         Op::Range(n) => Ok(vec![Type::new(DType::I64, vec![n.clone()])]),
         Op::Linear => linear(input(0)?, input(1)?, inputs.get(2).copied().flatten()),
+        Op::QuantizedLinear(QuantizedLinear { features, form }) => {
+            let x = input(0)?;
+            ensure(form.accepts(x.dtype), || format!("expected a floating-point type, found {}", x.dtype))?;
+            let mut t = x.clone();
+            *t.shape.last_mut().ok_or("expected at least one axis")? = Dim::Fixed(features[0]);
+            Ok(vec![t])
+        }
         Op::Conv { strides, pads } => conv(input(0)?, input(1)?, strides, pads),
         Op::LayerNorm { .. } | Op::RmsNorm { .. } => {
             let x = input(0)?;

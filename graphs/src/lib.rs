@@ -14,6 +14,7 @@ pub mod onnx;
 pub mod op;
 pub mod pass;
 pub mod proto;
+pub mod quantized;
 mod scope;
 pub mod source;
 mod text;

@@ -67,7 +67,7 @@ pub fn serialize<E>(
     for (id, value) in values.iter().enumerate().filter(|(id, _)| live[*id]) {
         match &value.source {
             Source::Weight(weight) => {
-                let value_name = names.assign(id, &weight.name);
+                let value_name = names.assign(id, &weight.initializer());
                 proto.initializer.push(initializer(value_name, weight.stored, &weight.shape, place(weight)?));
             }
             Source::Constant(c) => {

@@ -1,5 +1,6 @@
 //! The operations of a graph: what CogVideoX means, and what a target's ONNX says.
 
+use crate::quantized::QuantizedLinear;
 use crate::{DType, Dim};
 
 /// Element type and sizes of a tensor.
@@ -74,6 +75,8 @@ pub enum Op {
     Range(Dim),
     /// `x @ weight.T (+ bias)`, weight `[out, in]` as PyTorch stores it.
     Linear,
+    /// The same with a weight in few bits.
+    QuantizedLinear(QuantizedLinear),
     /// Convolution over all axes but the first two; weight `[out, in, ...]`, bias `[out]`.
     Conv {
         /// Step of each spatial axis.
@@ -196,6 +199,7 @@ impl Op {
             Self::Size(_) => "Size",
             Self::Range(_) => "Range",
             Self::Linear => "Linear",
+            Self::QuantizedLinear(_) => "QuantizedLinear",
             Self::Conv { .. } => "Conv",
             Self::LayerNorm { .. } => "LayerNorm",
             Self::RmsNorm { .. } => "RmsNorm",

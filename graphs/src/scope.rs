@@ -76,7 +76,7 @@ impl<'g> Scope<'g> {
             }
         }
         let stored = tensor.map_or(DType::F32, |t| t.dtype);
-        self.graph.weight(Weight { name: key, stored, shape: view.to_vec() }, DType::F32)
+        self.graph.weight(Weight::whole(&key, stored, view), DType::F32)
     }
 
     /// The fully connected layer `name` with `out` features.

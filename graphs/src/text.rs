@@ -31,8 +31,8 @@ impl fmt::Display for Graph {
         let mut count = 0;
         for (id, value) in values.iter().enumerate() {
             match &value.source {
-                Source::Weight(w) if w.stored == value.r#type.dtype => names[id].clone_from(&w.name),
-                Source::Weight(w) => names[id] = format!("{}:{}", w.name, w.stored),
+                Source::Weight(w) if w.stored == value.r#type.dtype => names[id] = w.initializer(),
+                Source::Weight(w) => names[id] = format!("{}:{}", w.initializer(), w.stored),
                 Source::Constant(c) => names[id] = constant(c),
                 Source::Node { .. } if live[id] => {
                     names[id] = format!("%{count}");
@@ -86,7 +86,10 @@ fn number(dtype: DType, bytes: &[u8]) -> String {
         DType::BF16 => half::bf16::from_le_bytes(exactly(bytes)).to_string(),
         DType::I64 if bytes == i64::MAX.to_le_bytes() => "end".into(),
         DType::I64 => i64::from_le_bytes(exactly(bytes)).to_string(),
-        DType::I32 | DType::U8 | DType::I8 | DType::Bool => format!("{bytes:?}"),
+        DType::U8 | DType::Bool => bytes[0].to_string(),
+        DType::I8 => i8::from_le_bytes(exactly(bytes)).to_string(),
+        DType::I32 => i32::from_le_bytes(exactly(bytes)).to_string(),
+        DType::I4 | DType::F8E4M3 => format!("{bytes:?}"),
     }
 }
 
@@ -94,6 +97,7 @@ fn number(dtype: DType, bytes: &[u8]) -> String {
 fn details(op: &Op) -> String {
     match op {
         Op::Cast(to) => format!(" to {to}"),
+        Op::QuantizedLinear(layer) => format!(" {:?}", layer.form),
         Op::Transpose(order) => format!(" {order:?}"),
         Op::Concat(axis) | Op::Gather(axis) => format!(" axis {axis}"),
         Op::Slice { axis, start, length } => format!(" axis {axis} from {start}, {length}"),

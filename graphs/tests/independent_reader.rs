@@ -242,7 +242,7 @@ proptest! {
                 Step::Silu(a) => at(a).silu(),
                 Step::Linear(a) => {
                     let name = format!("layers.{i}.weight");
-                    let weight = Weight { name, stored: DType::F32, shape: vec![width, width] };
+                    let weight = Weight::whole(&name, DType::F32, &[width, width]);
                     at(a).linear(graph.weight(weight, DType::F32), None)
                 }
                 Step::Flip(a) => at(a).reshape(dims![width, &Dim::named("batch")]).reshape(dims![&Dim::named("batch"), width]),

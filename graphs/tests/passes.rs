@@ -60,7 +60,7 @@ fn weights_never_take_more_bits_than_the_checkpoint_has() {
         (DType::F16, None, DType::F16),
     ] {
         let graph = Graph::new();
-        let weight = graph.weight(Weight { name: "w".into(), stored: own, shape: vec![2, 4] }, DType::F32);
+        let weight = graph.weight(Weight::whole("w", own, &[2, 4]), DType::F32);
         graph.output("y", graph.input("x", DType::F32, dims![1, 4]).linear(weight, None));
         let graph = pass::run(&mut Precision::new(DType::F32, asked), &graph).expect("a correct graph");
         let stored: Vec<_> = graph

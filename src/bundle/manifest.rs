@@ -29,6 +29,9 @@ pub struct Manifest {
     pub precision: String,
     /// The coarsest precision that arithmetic is done in or weights were converted to; `fp32` where neither was lowered.
     pub accuracy: String,
+    /// How linear layers are quantized, such as `int8`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantization: Option<String>,
     /// The target asked for, such as `cpu`.
     pub target: String,
     /// Sizes the graphs are fixed to.

@@ -35,6 +35,7 @@ fn manifest() -> Manifest {
         source: Source { name: "CogVideoX-2b".into(), class_name: "CogVideoXPipeline".into() },
         precision: "fp32".into(),
         accuracy: "fp32".into(),
+        quantization: None,
         target: "cpu".into(),
         shapes: Shapes { frames: Some(49), ..Shapes::default() },
         loras: Vec::new(),

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use clap::{Args as ClapArgs, ValueEnum};
+use cogvx_calibration::plan::Scheme;
 use cogvx_graphs::DType;
 use cogvx_graphs::pass::Target as GraphTarget;
 use indicatif::HumanBytes;
@@ -31,6 +32,9 @@ pub(super) struct Args {
     /// weights are converted as they are used.
     #[arg(long)]
     precision: Option<Precision>,
+    /// Quantize the linear layers of the text encoder and the transformer
+    #[arg(long)]
+    quantize: Option<Quantize>,
     /// The runtime to write the graphs for
     #[arg(long, default_value = "cpu")]
     target: Target,
@@ -61,6 +65,16 @@ enum Precision {
     Fp32,
     Fp16,
     Bf16,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Quantize {
+    /// W8A8: int8 weights and activations
+    Int8,
+    /// int8 weights
+    Int8Weight,
+    /// int4 weights
+    Int4Weight,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -100,6 +114,11 @@ impl Args {
                 Precision::Fp32 => DType::F32,
                 Precision::Fp16 => DType::F16,
                 Precision::Bf16 => DType::BF16,
+            }),
+            quantize: self.quantize.map(|scheme| match scheme {
+                Quantize::Int8 => Scheme::Int8,
+                Quantize::Int8Weight => Scheme::Int8Weight,
+                Quantize::Int4Weight => Scheme::Int4Weight,
             }),
             target: match self.target {
                 Target::Cpu => GraphTarget::Cpu,
@@ -168,9 +187,16 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
 fn summary(report: &Report) -> String {
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::NOTHING);
-    table.set_header(["graph", "nodes", "opset", "weights beside", "inline", "converted"]);
+    table.set_header(["graph", "nodes", "opset", "weights beside", "inline", "converted", "quantized"]);
     for g in &report.graphs {
-        let numbers = [g.nodes as u64, g.opset.unsigned_abs(), g.external as u64, g.inline as u64, g.converted as u64];
+        let numbers = [
+            g.nodes as u64,
+            g.opset.unsigned_abs(),
+            g.external as u64,
+            g.inline as u64,
+            g.converted as u64,
+            g.quantized as u64,
+        ];
         table.add_row(std::iter::once(g.file.clone()).chain(numbers.map(|n| n.to_string())));
     }
     let bytes = [(report.written, "written"), (report.linked, "linked"), (report.copied, "copied")];

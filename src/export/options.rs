@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use cogvx_calibration::plan::Scheme;
 use cogvx_graphs::config::VaeConfig;
 use cogvx_graphs::model::vae::Part;
 use cogvx_graphs::pass::Target;
@@ -16,6 +17,8 @@ use crate::bundle::WeightsMode;
 pub struct ExportOptions {
     /// Weights are stored in at most this precision, and GPUs compute in it; the checkpoint's own if absent.
     pub precision: Option<DType>,
+    /// How the linear layers of the text encoder and the transformer are quantized, if at all.
+    pub quantize: Option<Scheme>,
     /// The runtime the graphs are written for.
     pub target: Target,
     /// Whether weights are linked or copied.
@@ -36,6 +39,7 @@ impl Default for ExportOptions {
     fn default() -> Self {
         Self {
             precision: None,
+            quantize: None,
             target: Target::Cpu,
             weights: WeightsMode::Auto,
             loras: vec![],
@@ -48,6 +52,18 @@ impl Default for ExportOptions {
 }
 
 impl ExportOptions {
+    /// Whether the target has kernels for the scheme.
+    pub(super) fn check_scheme(&self) -> Result<(), ExportError> {
+        let target = target_name(self.target);
+        match (self.quantize, self.target) {
+            // Features are quantized by scales found beforehand there.
+            (Some(scheme @ Scheme::Int8), Target::Cuda | Target::TensorRt) => {
+                Err(ExportError::Scheme { scheme: scheme.name(), target, instead: Scheme::Int8Weight.name() })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The arithmetic of a component. ONNX Runtime's CPU kernels are `float32`: 16 bits are a way to store weights there.
     pub(super) fn compute(&self, weights: &Weights) -> DType {
         if self.target == Target::Cpu {

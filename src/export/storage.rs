@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 
-use cogvx_graphs::graph::{Graph, Source, Weight};
+use cogvx_calibration::plan::Plan;
+use cogvx_graphs::graph::{Graph, Source, Weight, WeightPart};
 use cogvx_graphs::onnx::Placement;
 use cogvx_graphs::weights::Tensor;
 use cogvx_graphs::{DType, Weights};
@@ -11,6 +12,7 @@ use cogvx_graphs::{DType, Weights};
 use super::ExportError;
 use super::convert::{convert, decode, encode};
 use super::lora::{Delta, Merges};
+use super::quantized::Quantized;
 use crate::bundle::{BundleWriter, WeightsMode};
 
 /// Weights of up to this many bytes stand in the graph file: each file mapping costs a page, and there are hundreds.
@@ -24,6 +26,7 @@ const REWRITTEN: &str = "rewritten.safetensors";
 pub(super) struct Storage<'a> {
     weights: &'a Weights,
     merges: &'a Merges,
+    quantized: Option<Quantized<'a>>,
     /// By name: type, offset and length in the file of rewritten weights.
     rewritten: BTreeMap<String, (DType, u64, u64)>,
     header: Vec<u8>,
@@ -33,8 +36,15 @@ pub(super) struct Storage<'a> {
 
 impl<'a> Storage<'a> {
     /// Plan for these graphs, which share `weights` with `merges` in them.
-    pub(super) fn plan<'g>(weights: &'a Weights, merges: &'a Merges, graphs: impl Iterator<Item = &'g Graph>) -> Self {
-        let wanted: BTreeMap<_, _> = graphs.flat_map(weights_of).map(|w| (w.name, w.stored)).collect();
+    pub(super) fn plan<'g>(
+        weights: &'a Weights,
+        merges: &'a Merges,
+        quantization: Option<&'a Plan>,
+        graphs: impl Iterator<Item = &'g Graph>,
+    ) -> Self {
+        let (whole, parts): (Vec<_>, Vec<_>) = graphs.flat_map(weights_of).partition(|w| w.part == WeightPart::Whole);
+        let quantized = quantization.map(|plan| Quantized::plan(weights, merges, plan, parts));
+        let wanted: BTreeMap<_, _> = whole.into_iter().map(|w| (w.name, w.stored)).collect();
         let changed = wanted.into_iter().filter_map(|(name, dtype)| {
             let tensor = weights.get(&name).filter(|t| t.dtype != dtype || merges.touches(&name))?;
             let length = stored_length(tensor, dtype);
@@ -51,21 +61,22 @@ impl<'a> Storage<'a> {
             rewritten.insert(tensor.name.clone(), (dtype, end, length));
             end += length;
         }
-        // Data begins at a multiple of eight bytes, as the format asks.
-        let mut text = serde_json::Value::Object(header).to_string().into_bytes();
-        text.resize(text.len().next_multiple_of(8), b' ');
-        let header = [(text.len() as u64).to_le_bytes().to_vec(), text].concat();
+        let header = self::header(header);
         let data = header.len() as u64;
         for (_, offset, _) in rewritten.values_mut() {
             *offset += data;
         }
-        Self { weights, merges, rewritten, header, used: BTreeSet::new() }
+        Self { weights, merges, quantized, rewritten, header, used: BTreeSet::new() }
     }
 
-    /// How many of the graph's weights are external, inline, converted and merged.
-    pub(super) fn counts(&self, graph: &Graph) -> [usize; 4] {
-        let mut counts = [0; 4];
+    /// How many of the graph's weights are external, inline, converted, merged and quantized.
+    pub(super) fn counts(&self, graph: &Graph) -> [usize; 5] {
+        let mut counts = [0; 5];
         for weight in weights_of(graph) {
+            if weight.part != WeightPart::Whole {
+                counts[4] += usize::from(weight.part == WeightPart::Values);
+                continue;
+            }
             let tensor = self.weights.get(&weight.name);
             let converted = tensor.is_some_and(|t| t.dtype != weight.stored);
             let inline = tensor.is_some_and(|t| stored_length(t, weight.stored) <= INLINE);
@@ -78,6 +89,9 @@ impl<'a> Storage<'a> {
 
     /// Where the graph finds `weight`.
     pub(super) fn place(&mut self, weight: &Weight) -> Result<Placement, ExportError> {
+        if let Some(placement) = self.quantized.as_ref().and_then(|quantized| quantized.place(weight)) {
+            return Ok(placement);
+        }
         if let Some(&(_, offset, length)) = self.rewritten.get(&weight.name) {
             return Ok(Placement::External { location: REWRITTEN.into(), offset, length });
         }
@@ -114,6 +128,9 @@ impl<'a> Storage<'a> {
             self.write_rewritten(writer, &path)?;
             paths.push(path);
         }
+        if let Some(quantized) = &self.quantized {
+            paths.extend(quantized.write(writer, component)?);
+        }
         Ok(paths)
     }
 
@@ -145,6 +162,13 @@ impl<'a> Storage<'a> {
         let first = usize::try_from(at).unwrap_or(usize::MAX) / tensor.dtype.size();
         Ok(rewrite(&block, first, tensor.dtype, dtype, delta))
     }
+}
+
+/// The header of a safetensors file with these tensors; data begins at a multiple of eight bytes, as the format asks.
+pub(super) fn header(tensors: serde_json::Map<String, serde_json::Value>) -> Vec<u8> {
+    let mut text = serde_json::Value::Object(tensors).to_string().into_bytes();
+    text.resize(text.len().next_multiple_of(8), b' ');
+    [(text.len() as u64).to_le_bytes().to_vec(), text].concat()
 }
 
 fn stored_length(tensor: &Tensor, stored: DType) -> u64 {

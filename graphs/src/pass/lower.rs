@@ -1,5 +1,7 @@
 //! From what the model means to the ONNX operators a target runs fast.
 
+mod quantized;
+
 use std::collections::HashMap;
 use std::rc::Rc;
 
@@ -43,13 +45,22 @@ pub struct Lower {
     sizes: HashMap<Dim, usize>,
     /// Shapes as `i64 [rank]` tensors; `None` is "whatever is left" (-1).
     shapes: HashMap<Vec<Option<Dim>>, usize>,
+    /// For each value quantized by its tokens, the values and the scales: layers that read the same share them.
+    tokens: HashMap<usize, [usize; 2]>,
 }
 
 impl Lower {
     /// A lowering to `target`.
     #[must_use]
     pub fn new(target: Target) -> Self {
-        Self { target, named: HashMap::new(), seen: 0, sizes: HashMap::new(), shapes: HashMap::new() }
+        Self {
+            target,
+            named: HashMap::new(),
+            seen: 0,
+            sizes: HashMap::new(),
+            shapes: HashMap::new(),
+            tokens: HashMap::new(),
+        }
     }
 
     /// Remember which values have named sizes, so that the sizes can be asked for at run time.
@@ -153,13 +164,16 @@ impl Lower {
 
     /// `Gemm` reads PyTorch's `[out, in]` weights as they lie; it wants two axes, and reshapes are free.
     fn linear<'g>(&mut self, x: Value<'g>, rest: &[Option<Value<'g>>], to: &Type) -> Value<'g> {
-        let (rows, width) = (Dim::product(&x.shape()[..x.shape().len() - 1]), x.dim(x.shape().len() - 1));
-        let flat = self.reshape(x, &[rows.clone(), width]);
-        let inputs: Vec<_> = std::iter::once(Some(flat)).chain(rest.iter().copied()).collect();
+        let flat = self.rows(x);
         let out_features = to.shape.last().cloned().unwrap_or(Dim::Fixed(1));
-        let r#type = Type::new(to.dtype, dims![&rows, &out_features]);
-        let y = emit("", "Gemm", 13, vec![("transB", Int(1))], &inputs, vec![r#type], x.graph)[0];
+        let y = gemm(flat, rest, out_features);
         self.reshape(y, &to.shape)
+    }
+
+    /// All axes but the last as one: `[rows, features]`.
+    fn rows<'g>(&mut self, x: Value<'g>) -> Value<'g> {
+        let last = x.shape().len() - 1;
+        self.reshape(x, &[Dim::product(&x.shape()[..last]), x.dim(last)])
     }
 
     fn group_norm<'g>(&mut self, x: Value<'g>, groups: usize, epsilon: f32) -> Value<'g> {
@@ -314,6 +328,7 @@ impl Pass for Lower {
                 Some(emit("", "Range", 11, vec![], &[Some(start), Some(limit), Some(step)], types, out))
             }
             Op::Linear => Some(vec![self.linear(x?, &inputs[1..], &types[0])]),
+            Op::QuantizedLinear(layer) => Some(vec![self.quantized_linear(x?, layer, &inputs[1..], &types[0])]),
             Op::Conv { strides, pads } => {
                 let since = if types[0].dtype == DType::BF16 { 22 } else { 11 };
                 let pads: Vec<_> = [0, 1].iter().flat_map(|&side| pads.iter().map(move |pad| pad[side])).collect();
@@ -350,6 +365,13 @@ fn emit<'g>(
 ) -> Vec<Value<'g>> {
     let inputs: Vec<_> = inputs.iter().map(|v| v.map(Value::id)).collect();
     out.add(Op::Onnx(OnnxOp { domain, name, since, attributes, outputs }), &inputs)
+}
+
+/// `x @ weight.T (+ bias)` of two axes each.
+fn gemm<'g>(x: Value<'g>, parameters: &[Option<Value<'g>>], out_features: Dim) -> Value<'g> {
+    let inputs: Vec<_> = std::iter::once(Some(x)).chain(parameters.iter().copied()).collect();
+    let r#type = Type::new(x.dtype(), vec![x.dim(0), out_features]);
+    emit("", "Gemm", 13, vec![("transB", Int(1))], &inputs, vec![r#type], x.graph)[0]
 }
 
 /// An element-wise operator; `b` has the shape of `a` or broadcasts to it.

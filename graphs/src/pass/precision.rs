@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use half::{bf16, f16};
 
 use super::Pass;
-use crate::graph::{Constant, Graph, Node, Output, Source, Weight};
+use crate::graph::{Constant, Graph, Node, Output, Source, Weight, WeightPart};
 use crate::op::{Op, Type};
 use crate::{DType, Value};
 
@@ -58,7 +58,12 @@ impl Pass for Precision {
         Type::new(dtype, old.shape.clone())
     }
 
-    fn weight<'g>(&mut self, weight: &Weight, _dtype: DType, out: &'g Graph) -> Value<'g> {
+    fn weight<'g>(&mut self, weight: &Weight, dtype: DType, out: &'g Graph) -> Value<'g> {
+        match weight.part {
+            WeightPart::Whole => {}
+            WeightPart::Scales => return out.weight(Weight { stored: self.compute, ..weight.clone() }, self.compute),
+            WeightPart::Values | WeightPart::ZeroPoints => return out.weight(weight.clone(), dtype),
+        }
         let stored = self.stored.filter(|s| s.size() <= weight.stored.size()).unwrap_or(weight.stored);
         out.weight(Weight { stored, ..weight.clone() }, stored)
     }

@@ -1,0 +1,96 @@
+//! Which layers are quantized, and how.
+
+use std::collections::BTreeMap;
+
+use cogvx_graphs::graph::{Graph, Source, Weight, WeightPart};
+use cogvx_graphs::op::Op;
+use cogvx_graphs::pass::Target;
+use cogvx_graphs::quantized::LinearForm;
+
+/// A way to quantize, under the name it has on the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scheme {
+    /// `int8`: W8A8, weights and activations.
+    Int8,
+    /// `int8-weight`: weights alone.
+    Int8Weight,
+    /// `int4-weight`: weights alone.
+    Int4Weight,
+}
+
+impl Scheme {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Int8, Self::Int8Weight, Self::Int4Weight];
+
+    /// The name on the command line and in manifests.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Int8 => "int8",
+            Self::Int8Weight => "int8-weight",
+            Self::Int4Weight => "int4-weight",
+        }
+    }
+}
+
+/// How one layer is quantized.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Layer {
+    /// How it computes.
+    pub form: LinearForm,
+    /// How many features come out and go in.
+    pub features: [usize; 2],
+}
+
+/// The layers of one component that are quantized, by the name of their weight.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// What the graph is written for; it decides how weights lie.
+    pub target: Target,
+    /// By the name of the weight.
+    pub layers: BTreeMap<String, Layer>,
+}
+
+/// Layers smaller than this in either direction stay as they are.
+const SMALLEST: usize = 32;
+
+impl Plan {
+    /// Every linear layer of the blocks of `graph`; what embeds and what makes the output stays as it is.
+    #[must_use]
+    pub fn new(graph: &Graph, scheme: Scheme, target: Target) -> Self {
+        let (values, nodes) = (graph.values(), graph.nodes());
+        let mut layers = BTreeMap::new();
+        for node in nodes.iter().filter(|node| node.op == Op::Linear) {
+            let Some(Source::Weight(weight)) = node.inputs.get(1).copied().flatten().map(|w| &values[w].source) else {
+                continue;
+            };
+            if let Some(features) = quantizable(weight) {
+                layers.insert(weight.name.clone(), Layer { form: form(scheme, target, features[1]), features });
+            }
+        }
+        Self { target, layers }
+    }
+}
+
+/// `[out, in]` of a weight that quantization pays for.
+fn quantizable(weight: &Weight) -> Option<[usize; 2]> {
+    let &[out, input] = &weight.shape[..] else { return None };
+    // Blocks of the transformer and of T5.
+    let inside = weight.name.starts_with("transformer_blocks.") || weight.name.starts_with("encoder.block.");
+    let whole = weight.part == WeightPart::Whole;
+    (inside && whole && out >= SMALLEST && input >= SMALLEST).then_some([out, input])
+}
+
+fn form(scheme: Scheme, target: Target, input: usize) -> LinearForm {
+    let (bits, block): (u8, u32) = match scheme {
+        Scheme::Int8 => return LinearForm::PerToken,
+        Scheme::Int8Weight => (8, 128),
+        Scheme::Int4Weight => (4, 64),
+    };
+    if target == Target::TensorRt {
+        // Whole blocks, and no zero points.
+        let block = 1 << input.trailing_zeros().min(block.ilog2());
+        return LinearForm::Blocks { bits, block, symmetric: true };
+    }
+    LinearForm::Blocks { bits, block: block as usize, symmetric: bits == 8 }
+}

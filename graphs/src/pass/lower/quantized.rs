@@ -1,0 +1,160 @@
+//! Quantized linear layers, in the forms that have kernels.
+
+use super::{Attribute::Int, CONTRIB, Lower, Target, binary, emit, gemm, signed};
+use crate::graph::Constant;
+use crate::op::Type;
+use crate::quantized::{LinearForm, QuantizedLinear};
+use crate::{DType, Dim, Value, dims};
+
+/// The `uint8` that stands for zero where values are symmetric.
+const MIDDLE: u8 = 128;
+/// The largest magnitude of a signed eight-bit value, the least value left unused.
+const LARGEST: f32 = 127.0;
+
+impl Lower {
+    /// `parameters` are the weight's parts, then a bias if there is one.
+    pub(super) fn quantized_linear<'g>(
+        &mut self,
+        x: Value<'g>,
+        layer: &QuantizedLinear,
+        parameters: &[Option<Value<'g>>],
+        to: &Type,
+    ) -> Value<'g> {
+        let parts = layer.form.tensors(self.target, layer.features).len();
+        let (weight, bias) = (&parameters[..parts], parameters.get(parts).copied().flatten());
+        let flat = self.rows(x);
+        let features = Dim::Fixed(layer.features[0]);
+        let y = match layer.form {
+            LinearForm::PerToken => self.per_token(x, flat, weight, bias, layer),
+            LinearForm::PerTensor { scale, zero_point } if self.target == Target::Cpu => {
+                let (step, zero) = (flat.scalar(scale), byte(DType::U8, zero_point, flat));
+                integer_product(quantize(flat, step, zero, None), [step, zero], weight, bias, layer)
+            }
+            LinearForm::PerTensor { scale, .. } => {
+                let weight = dequantize(weight, &[("axis", 0)], flat.dtype());
+                gemm(round_trip(flat, scale, DType::I8), &[Some(weight), bias], features)
+            }
+            LinearForm::Float8 { scale } => {
+                let weight = dequantize(weight, &[("axis", 0)], flat.dtype());
+                gemm(round_trip(flat, scale, DType::F8E4M3), &[Some(weight), bias], features)
+            }
+            LinearForm::Blocks { block, .. } if self.target == Target::TensorRt => {
+                let weight = dequantize(weight, &[("axis", 1), ("block_size", signed(block))], flat.dtype());
+                gemm(flat, &[Some(weight), bias], features)
+            }
+            LinearForm::Blocks { bits, block, .. } => blocks(flat, weight, bias, layer.features, bits, block),
+        };
+        self.reshape(y, &to.shape)
+    }
+
+    /// Each row divided by a scale of its own: `scale[row] * (values @ weight) + bias`.
+    fn per_token<'g>(
+        &mut self,
+        x: Value<'g>,
+        flat: Value<'g>,
+        weight: &[Option<Value<'g>>],
+        bias: Option<Value<'g>>,
+        layer: &QuantizedLinear,
+    ) -> Value<'g> {
+        let out = x.graph;
+        let zero = byte(DType::U8, MIDDLE, flat);
+        let [values, steps] = if let Some(&made) = self.tokens.get(&x.id()) {
+            made.map(|id| out.value(id))
+        } else {
+            let made = self.quantize_tokens(flat, zero);
+            self.tokens.insert(x.id(), made.map(Value::id));
+            made
+        };
+        let y = integer_product(values, [flat.scalar(1.0), zero], weight, None, layer);
+        let y = binary("Mul", 14, y, steps);
+        bias.map_or(y, |bias| binary("Add", 14, y, bias))
+    }
+
+    /// `uint8` values of `[rows, features]` and the scales `[rows, 1]` they are multiples of.
+    fn quantize_tokens<'g>(&mut self, flat: Value<'g>, zero: Value<'g>) -> [Value<'g>; 2] {
+        let out = flat.graph;
+        let rows = flat.dim(0);
+        let axes = out.integers(&[1], &[1]);
+        let column = Type::new(flat.dtype(), dims![&rows, 1]);
+        let [largest, least] = ["ReduceMax", "ReduceMin"].map(|name| {
+            emit("", name, 18, vec![("keepdims", Int(1))], &[Some(flat), Some(axes)], vec![column.clone()], out)[0]
+        });
+        let least = emit("", "Neg", 13, vec![], &[Some(least)], vec![column.clone()], out)[0];
+        // A row of zeros has a scale, too.
+        let tiny = flat.scalar(f32::MIN_POSITIVE * LARGEST);
+        let magnitude = emit("", "Max", 13, vec![], &[Some(largest), Some(least), Some(tiny)], vec![column], out)[0];
+        let steps = binary("Mul", 14, magnitude, flat.scalar(1.0 / LARGEST));
+        let step_of_row = self.reshape(steps, std::slice::from_ref(&rows));
+        let sizes = self.size(&rows, out);
+        let zeros = Type::new(DType::U8, vec![rows]);
+        let zeros = emit("", "Expand", 13, vec![], &[Some(zero), Some(sizes)], vec![zeros], out)[0];
+        [quantize(flat, step_of_row, zeros, Some(0)), steps]
+    }
+}
+
+/// To eight bits and back, for TensorRT to fuse into the product.
+fn round_trip(flat: Value<'_>, scale: f32, dtype: DType) -> Value<'_> {
+    let (step, zero) = (flat.scalar(scale), byte(dtype, 0, flat));
+    dequantize(&[Some(quantize(flat, step, zero, None)), Some(step)], &[], flat.dtype())
+}
+
+/// `com.microsoft.MatMulIntegerToFloat`, ONNX Runtime's fused product of integers.
+fn integer_product<'g>(
+    values: Value<'g>,
+    [step, zero]: [Value<'g>; 2],
+    weight: &[Option<Value<'g>>],
+    bias: Option<Value<'g>>,
+    layer: &QuantizedLinear,
+) -> Value<'g> {
+    let &[weight, scales] = weight else { unreachable!("an int8 weight has two parts") };
+    let mut inputs = vec![Some(values), weight, Some(step), scales, Some(zero)];
+    if bias.is_some() {
+        inputs.extend([None, bias]);
+    }
+    let to = Type::new(step.dtype(), dims![&values.dim(0), layer.features[0]]);
+    emit(CONTRIB, "MatMulIntegerToFloat", 1, vec![], &inputs, vec![to], values.graph)[0]
+}
+
+/// `com.microsoft.MatMulNBits`: the weight is widened block by block.
+fn blocks<'g>(
+    flat: Value<'g>,
+    weight: &[Option<Value<'g>>],
+    bias: Option<Value<'g>>,
+    [out, input]: [usize; 2],
+    bits: u8,
+    block: usize,
+) -> Value<'g> {
+    let attributes = vec![
+        ("K", Int(signed(input))),
+        ("N", Int(signed(out))),
+        // CPUs may round each block of features to 8 bits with a scale of its own.
+        ("accuracy_level", Int(4)),
+        ("bits", Int(bits.into())),
+        ("block_size", Int(signed(block))),
+    ];
+    let mut inputs = [&[Some(flat)], weight].concat();
+    if bias.is_some() {
+        inputs.resize(5, None);
+        inputs.push(bias);
+    }
+    let to = Type::new(flat.dtype(), dims![&flat.dim(0), out]);
+    emit(CONTRIB, "MatMulNBits", 1, attributes, &inputs, vec![to], flat.graph)[0]
+}
+
+fn quantize<'g>(x: Value<'g>, step: Value<'g>, zero: Value<'g>, axis: Option<i64>) -> Value<'g> {
+    let attributes = axis.map(|axis| ("axis", Int(axis))).into_iter().collect();
+    let to = Type::new(zero.dtype(), x.shape());
+    emit("", "QuantizeLinear", 21, attributes, &[Some(x), Some(step), Some(zero)], vec![to], x.graph)[0]
+}
+
+/// The numbers that values and scales stand for.
+fn dequantize<'g>(parts: &[Option<Value<'g>>], attributes: &[(&'static str, i64)], to: DType) -> Value<'g> {
+    let values = parts[0].expect("a quantized weight has values");
+    let attributes = attributes.iter().map(|&(name, n)| (name, Int(n))).collect();
+    let to = Type::new(to, values.shape());
+    emit("", "DequantizeLinear", 21, attributes, parts, vec![to], values.graph)[0]
+}
+
+fn byte(dtype: DType, value: u8, like: Value<'_>) -> Value<'_> {
+    like.graph.constant(Constant { dtype, shape: vec![], bytes: vec![value] })
+}
