@@ -1,5 +1,6 @@
 //! The command line: `cogvx <command>`, and `cogvx-export` for `cogvx export`.
 
+mod calibrate;
 mod export;
 mod interrupt;
 mod progress;
@@ -16,7 +17,7 @@ use clap::builder::RangedU64ValueParser;
 use clap::{Parser, Subcommand};
 
 use crate::bundle::Bundle;
-use crate::export::ExportOptions;
+use crate::export::{ExportOptions, Report};
 use crate::pipeline::{self, Pipeline};
 use crate::runtime::Runtime;
 
@@ -33,6 +34,7 @@ enum Command {
     Export(export::Args),
     Verify(verify::Args),
     Run(run::Args),
+    Calibrate(calibrate::Args),
     Runtime(runtime::Args),
     Synth(synth::Args),
 }
@@ -61,6 +63,7 @@ pub fn main() -> ExitCode {
         Command::Export(args) => export::run(args),
         Command::Verify(args) => verify::run(args),
         Command::Run(args) => run::run(args),
+        Command::Calibrate(args) => calibrate::run(args),
         Command::Runtime(args) => runtime::run(args),
         Command::Synth(args) => synth::run(args),
     })
@@ -113,20 +116,31 @@ fn threads() -> RangedU64ValueParser<usize> {
 /// Open the bundle or checkpoint at `path` for running with `threads` threads; Ctrl-C ends the run under way.
 fn open(path: &Path, threads: usize) -> anyhow::Result<Opened> {
     let is_checkpoint = !pipeline::is_bundle(path) && path.join("model_index.json").exists();
-    let exported = if is_checkpoint { Some(export_aside(path)?) } else { None };
-    let bundle = Bundle::open(exported.as_ref().map(|dir| dir.path().join("bundle")).as_deref().unwrap_or(path))?;
+    if is_checkpoint {
+        return Ok(open_with(path, threads, ExportOptions::default())?.0);
+    }
+    start(Bundle::open(path)?, None, threads)
+}
+
+/// Export the checkpoint at `path` with `options` for the occasion, and open it.
+fn open_with(path: &Path, threads: usize, options: ExportOptions) -> anyhow::Result<(Opened, Report)> {
+    let (folder, report) = export_aside(path, options)?;
+    Ok((start(Bundle::open(&folder.path().join("bundle"))?, Some(folder), threads)?, report))
+}
+
+fn start(bundle: Bundle, exported: Option<tempfile::TempDir>, threads: usize) -> anyhow::Result<Opened> {
     let runtime = Runtime::start(pipeline::device(&bundle.manifest().target), threads)?;
     interrupt::ends(runtime.interrupt());
     Ok(Opened { pipeline: Pipeline::open(bundle, runtime)?, _exported: exported })
 }
 
 /// Export a checkpoint into a new folder beside it, where weights can be linked, or among the system's temporary files.
-fn export_aside(checkpoint: &Path) -> anyhow::Result<tempfile::TempDir> {
+fn export_aside(checkpoint: &Path, options: ExportOptions) -> anyhow::Result<(tempfile::TempDir, Report)> {
     let folder = tempfile::Builder::new().prefix(".cogvx-run-").to_owned();
     let parent = checkpoint.canonicalize().ok().and_then(|p| Some(p.parent()?.to_path_buf()));
     let beside = parent.and_then(|parent| folder.tempdir_in(parent).ok());
     let folder = beside.map_or_else(|| folder.tempdir(), Ok)?;
-    let options = ExportOptions { stop: interrupt::asked(), ..ExportOptions::default() };
-    crate::export::export(checkpoint, &folder.path().join("bundle"), &options, |_| {})?;
-    Ok(folder)
+    let options = ExportOptions { stop: interrupt::asked(), ..options };
+    let report = crate::export::export(checkpoint, &folder.path().join("bundle"), &options, |_| {})?;
+    Ok((folder, report))
 }

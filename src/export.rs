@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use cogvx_calibration::observe::Observe;
 use cogvx_calibration::plan::Plan;
 use cogvx_calibration::quantize::Quantize;
 use cogvx_graphs::config::{ConfigError, DitConfig, PipelineClass, PipelineIndex, T5Config, VaeConfig};
@@ -84,6 +85,9 @@ pub struct Report {
     pub linked: u64,
     /// Bytes copied from the checkpoint.
     pub copied: u64,
+    /// With [`ExportOptions::observe`]: the place that each layer reads from.
+    #[serde(skip)]
+    pub observed: BTreeMap<String, String>,
 }
 
 /// What became of one graph.
@@ -132,8 +136,14 @@ pub fn export(
     let sizes = Sizes::new(&configs, options)?;
     let merges = open_loras(checkpoint, options)?;
     let writer = BundleWriter::create(output, Some(checkpoint), options.overwrite)?.until(options.stop.clone());
-    let mut bundle =
-        Exporter { options, writer: &writer, graphs: vec![], components: BTreeMap::new(), accuracy: DType::F32 };
+    let mut bundle = Exporter {
+        options,
+        writer: &writer,
+        graphs: vec![],
+        components: BTreeMap::new(),
+        accuracy: DType::F32,
+        observed: BTreeMap::new(),
+    };
 
     for component in &options.components {
         let folder = checkpoint.join(component.checkpoint_folder());
@@ -155,7 +165,7 @@ pub fn export(
     copy_folder(&writer, checkpoint, "tokenizer")?;
     copy_folder(&writer, checkpoint, "scheduler")?;
 
-    let Exporter { graphs, components, accuracy, .. } = bundle;
+    let Exporter { graphs, components, accuracy, observed, .. } = bundle;
     let manifest = manifest(checkpoint, &configs, options, components, accuracy)?;
     let output = writer.finish(manifest)?;
     let files = Manifest::read(&output)?.files;
@@ -166,6 +176,7 @@ pub fn export(
         copied: bytes(Origin::Copied),
         output,
         graphs,
+        observed,
     })
 }
 
@@ -291,6 +302,7 @@ struct Exporter<'a> {
     components: BTreeMap<String, bundle::Component>,
     /// The coarsest precision of arithmetic and of converted weights.
     accuracy: DType,
+    observed: BTreeMap<String, String>,
 }
 
 impl Exporter<'_> {
@@ -313,6 +325,15 @@ impl Exporter<'_> {
                 graph: format!("{}/{name}", component.name()),
                 problem: problems.swap_remove(0),
             };
+            let observed = self.options.observe.map(|rows| {
+                let mut observe = Observe::new(rows);
+                let graph = pass::run(&mut observe, graph);
+                let name = |weight: &String| format!("{}/{weight}", component.name());
+                self.observed.extend(observe.layers().iter().map(|(layer, place)| (name(layer), name(place))));
+                graph
+            });
+            let observed = observed.transpose().map_err(failed)?;
+            let graph = observed.as_ref().unwrap_or(graph);
             let graph = match &plan {
                 Some(plan) => &pass::run(&mut Quantize::new(plan), graph).map_err(failed)?,
                 None => graph,

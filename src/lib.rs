@@ -1,6 +1,7 @@
 //! CogVideoX checkpoints to ONNX engines, and prompts to videos, without Python or PyTorch.
 
 pub mod bundle;
+pub mod calibrate;
 pub mod cli;
 pub mod export;
 pub mod picture;

@@ -15,7 +15,7 @@ use ndarray::{Array2, ArrayD, Axis, IxDyn, Slice, concatenate};
 use crate::bundle::{Bundle, MANIFEST};
 use crate::positions::PositionsError;
 use crate::rng::TorchGenerator;
-use crate::runtime::{Device, Input, Layout, Runtime, RuntimeError, Session};
+use crate::runtime::{Device, Input, Layout, Outputs, Runtime, RuntimeError, Session};
 use crate::scheduler::{Sampler, SchedulerConfig, SchedulerError, guidance_scale, guide};
 use crate::tokenizer::{Tokenizer, TokenizerError};
 
@@ -77,6 +77,9 @@ pub trait Observer {
 
     /// The run starts from this.
     fn start(&mut self, _start: &Started) {}
+
+    /// A graph ran: the text encoder, in step 0 of 1, or the transformer, in a step counted from 0.
+    fn ran(&mut self, _component: &'static str, _step: usize, _steps: usize, _outputs: &Outputs) {}
 
     /// Step `step` of `steps` is done; `latents` are `[1, frames, channels, height, width]`.
     fn step(&mut self, _step: usize, _steps: usize, _latents: &ArrayD<f32>) {}
@@ -178,8 +181,12 @@ impl Pipeline {
     /// # Errors
     /// A failure of the runtime.
     pub fn encode(&self, ids: &ArrayD<i64>) -> Result<ArrayD<f32>, PipelineError> {
+        Ok(self.run_text_encoder(ids)?.array("last_hidden_state")?)
+    }
+
+    fn run_text_encoder(&self, ids: &ArrayD<i64>) -> Result<Outputs, PipelineError> {
         let mut session = self.load("text_encoder", "model.onnx")?;
-        Ok(session.run(&[("input_ids", Input::Integer(ids.view()))])?.array("last_hidden_state")?)
+        Ok(session.run(&[("input_ids", Input::Integer(ids.view()))])?)
     }
 
     /// Load the transformer.
@@ -217,11 +224,21 @@ impl Pipeline {
     /// # Errors
     /// A request the model cannot fulfil, a failure of the runtime or the observer, or an interrupt.
     pub fn generate(&self, request: &Request, observer: &mut dyn Observer) -> Result<(), PipelineError> {
+        let latents = self.latents(request, observer)?;
+        observer.stage(Stage::Decode);
+        self.decode(&latents, observer)
+    }
+
+    /// Make the latents of a video, `[1, frames, channels, height, width]`.
+    ///
+    /// # Errors
+    /// A request the model cannot fulfil, a failure of the runtime, or an interrupt.
+    pub fn latents(&self, request: &Request, observer: &mut dyn Observer) -> Result<ArrayD<f32>, PipelineError> {
         let plan = self.check(request)?;
         let mut sampler = Sampler::from_step(&self.scheduler, request.scheduler, request.steps, plan.skip)?;
         let mut generator = TorchGenerator::new(request.seed);
         observer.stage(Stage::Text);
-        let text = self.encode_prompts(request)?;
+        let text = self.encode_prompts(request, observer)?;
         if request.start != Start::Noise {
             observer.stage(Stage::Encode);
         }
@@ -230,15 +247,16 @@ impl Pipeline {
         observer.stage(Stage::Denoise);
         let mut latents = self.denoise(request, &mut sampler, start, &text, &mut generator, observer)?;
         latents.slice_axis_inplace(Axis(1), Slice::from(plan.padding..));
-        observer.stage(Stage::Decode);
-        self.decode(&latents, observer)
+        Ok(latents)
     }
 
     /// Embeddings of the prompt and, for guidance, before it those of the negative prompt.
-    fn encode_prompts(&self, request: &Request) -> Result<ArrayD<f32>, PipelineError> {
+    fn encode_prompts(&self, request: &Request, observer: &mut dyn Observer) -> Result<ArrayD<f32>, PipelineError> {
         let both = [request.negative_prompt.as_str(), request.prompt.as_str()];
         let texts = if request.is_guided() { &both[..] } else { &both[1..] };
-        let text = self.encode(&self.tokenize(texts)?)?;
+        let outputs = self.run_text_encoder(&self.tokenize(texts)?)?;
+        observer.ran("text_encoder", 0, 1, &outputs);
+        let text = outputs.array("last_hidden_state")?;
         finite(&text, "text_encoder")?;
         Ok(text)
     }
@@ -258,12 +276,13 @@ impl Pipeline {
         for (i, &t) in timesteps.iter().enumerate() {
             let input =
                 image_latents.as_ref().map_or_else(|| latents.clone(), |image| concatenate![Axis(2), latents, *image]);
+            let mut ran = |outputs: &Outputs| observer.ran("transformer", i, timesteps.len(), outputs);
             let output = if request.is_guided() {
-                let output = transformer.predict(&concatenate![Axis(0), input, input], text, t)?;
+                let output = transformer.run(&concatenate![Axis(0), input, input], text, t, &mut ran)?;
                 let (uncond, text) = output.as_slice().unwrap_or_default().split_at(latents.len());
                 guide(uncond, text, guidance_scale(t, request.guidance, request.dynamic_cfg, timesteps.len()))
             } else {
-                transformer.predict(&input, text, t)?.into_raw_vec_and_offset().0
+                transformer.run(&input, text, t, &mut ran)?.into_raw_vec_and_offset().0
             };
             let sample = latents.as_slice_mut().expect("made in standard order");
             sampler.step(i, &output, sample, generator)?;

@@ -245,11 +245,16 @@ impl Outputs {
     ///
     /// # Errors
     /// No such output, or one of another type.
-    pub fn array(&mut self, name: &str) -> Result<ArrayD<f32>, RuntimeError> {
+    pub fn array(&self, name: &str) -> Result<ArrayD<f32>, RuntimeError> {
         let no_output = || RuntimeError::NoOutput { path: self.path.clone(), name: name.into() };
         let value = self.values.get(name).ok_or_else(no_output)?;
         let failed = |e: ort::Error| RuntimeError::Run { path: self.path.clone(), message: line(&e) };
         Ok(value.try_extract_array::<f32>().map_err(failed)?.to_owned())
+    }
+
+    /// Names of the outputs.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.values.keys().map(String::as_str)
     }
 
     /// All outputs but `name`, to be handed to the next run.

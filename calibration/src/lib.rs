@@ -1,6 +1,9 @@
 //! What numbers do: how far two runs differ, and weights and activations in few bits.
 
+pub mod histogram;
 pub mod metrics;
+pub mod observe;
 pub mod plan;
 pub mod quantize;
 pub mod round;
+pub mod table;

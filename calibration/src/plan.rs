@@ -73,7 +73,7 @@ impl Plan {
 }
 
 /// `[out, in]` of a weight that quantization pays for.
-fn quantizable(weight: &Weight) -> Option<[usize; 2]> {
+pub(crate) fn quantizable(weight: &Weight) -> Option<[usize; 2]> {
     let &[out, input] = &weight.shape[..] else { return None };
     // Blocks of the transformer and of T5.
     let inside = weight.name.starts_with("transformer_blocks.") || weight.name.starts_with("encoder.block.");

@@ -28,6 +28,10 @@ pub(crate) fn infer(op: &Op, inputs: &[Option<&Type>]) -> Inferred {
         }
         Op::Concat(axis) => concat(*axis, inputs),
         Op::Slice { axis, start, length } => slice(input(0)?, *axis, start, length),
+        Op::OverRows(_) => {
+            let x = input(0)?;
+            Ok(vec![Type::new(x.dtype, vec![x.shape.last().ok_or("expected at least one axis")?.clone()])])
+        }
         Op::Last { axis, n } => {
             let mut t = input(0)?.clone();
             let size = t.shape.get_mut(*axis).ok_or("no such axis")?;

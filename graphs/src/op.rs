@@ -51,6 +51,8 @@ pub enum Op {
         /// How many elements.
         length: Dim,
     },
+    /// One number of all axes but the last, for each element of the last.
+    OverRows(Reduction),
     /// The last `n` elements of an axis.
     Last {
         /// The axis.
@@ -132,6 +134,14 @@ pub enum Unary {
     Sigmoid,
 }
 
+/// One number made of many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Reduction {
+    Least,
+    Greatest,
+}
+
 /// Element-wise functions of two tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
@@ -192,6 +202,8 @@ impl Op {
             Self::Transpose(_) => "Transpose",
             Self::Concat(_) => "Concat",
             Self::Slice { .. } => "Slice",
+            Self::OverRows(Reduction::Least) => "Least",
+            Self::OverRows(Reduction::Greatest) => "Greatest",
             Self::Last { .. } => "Last",
             Self::Split { .. } => "Split",
             Self::Gather(_) => "Gather",

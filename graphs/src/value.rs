@@ -3,7 +3,7 @@
 use std::ops::{Add, Div, Mul, Sub};
 
 use crate::graph::{Constant, Graph, Source};
-use crate::op::{Binary, Op, Type, Unary};
+use crate::op::{Binary, Op, Reduction, Type, Unary};
 use crate::{DType, Dim};
 
 /// A value of a graph: a handle, free to copy.
@@ -131,6 +131,23 @@ impl<'g> Value<'g> {
     #[must_use]
     pub fn last(self, axis: usize, n: usize) -> Self {
         self.unary(Op::Last { axis, n })
+    }
+
+    /// The least or greatest element at each place of the last axis.
+    #[must_use]
+    pub fn over_rows(self, reduction: Reduction) -> Self {
+        self.unary(Op::OverRows(reduction))
+    }
+
+    /// `count` evenly spaced rows of all axes but the last, `[count, features]`; rows repeat where there are fewer.
+    #[must_use]
+    pub fn sample_rows(self, count: usize) -> Self {
+        let (shape, g) = (self.shape(), self.graph);
+        let Some((features, front)) = shape.split_last() else { return self };
+        let rows = Dim::product(front);
+        let n = i64::try_from(count).unwrap_or(i64::MAX);
+        let index = g.range(&Dim::Fixed(count), g.integers(&[1], &[n])) * g.size(&rows) / g.integers(&[1], &[n]);
+        self.reshape(vec![rows, features.clone()]).gather(0, index)
     }
 
     /// `N` equal parts of `axis`.

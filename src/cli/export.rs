@@ -135,6 +135,7 @@ impl Args {
             components: Component::ALL.into_iter().filter(|c| self.components.iter().any(|p| p.is(*c))).collect(),
             overwrite: self.overwrite,
             stop: super::interrupt::asked(),
+            ..ExportOptions::default()
         })
     }
 }

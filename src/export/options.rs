@@ -19,6 +19,8 @@ pub struct ExportOptions {
     pub precision: Option<DType>,
     /// How the linear layers of the text encoder and the transformer are quantized, if at all.
     pub quantize: Option<Scheme>,
+    /// Make the graphs tell what their linear layers read, with so many rows of each, for calibration.
+    pub observe: Option<usize>,
     /// The runtime the graphs are written for.
     pub target: Target,
     /// Whether weights are linked or copied.
@@ -40,6 +42,7 @@ impl Default for ExportOptions {
         Self {
             precision: None,
             quantize: None,
+            observe: None,
             target: Target::Cpu,
             weights: WeightsMode::Auto,
             loras: vec![],
@@ -137,7 +140,7 @@ impl Component {
     }
 
     /// Weight files are called so: transformers' name or diffusers'.
-    pub(super) fn stem(self) -> &'static str {
+    pub(crate) fn stem(self) -> &'static str {
         if self == Self::TextEncoder { "model" } else { "diffusion_pytorch_model" }
     }
 

@@ -5,7 +5,7 @@ use ndarray::{Array2, ArrayD, arr1};
 
 use super::PipelineError;
 use crate::positions::{RotaryGrid, rotary_3d, sincos_3d};
-use crate::runtime::{Input, Session};
+use crate::runtime::{Input, Outputs, Session};
 
 /// The offset that 1.5's image-to-video pipeline gives its model.
 const OFS: f32 = 2.0;
@@ -38,12 +38,23 @@ impl<'a> Transformer<'a> {
     ///
     /// # Errors
     /// Latents that are not whole patches, or a failure of the runtime.
-    #[allow(clippy::cast_precision_loss)] // Timesteps are below 2^24.
     pub fn predict(
         &mut self,
         latents: &ArrayD<f32>,
         text: &ArrayD<f32>,
         timestep: i64,
+    ) -> Result<ArrayD<f32>, PipelineError> {
+        self.run(latents, text, timestep, &mut |_| ())
+    }
+
+    /// The same; `ran` is shown all outputs of the graph.
+    #[allow(clippy::cast_precision_loss)] // Timesteps are below 2^24.
+    pub(super) fn run(
+        &mut self,
+        latents: &ArrayD<f32>,
+        text: &ArrayD<f32>,
+        timestep: i64,
+        ran: &mut dyn FnMut(&Outputs),
     ) -> Result<ArrayD<f32>, PipelineError> {
         let grid = self.grid(latents)?;
         let (batch, embedding) = (latents.shape()[0], self.config.text_embed_dim);
@@ -65,7 +76,9 @@ impl<'a> Transformer<'a> {
             inputs.push(("ofs", Input::Float(ofs.view())));
         }
         inputs.extend(positions.tables.iter().map(|(name, table)| (*name, Input::Float(table.view()))));
-        let sample = self.session.run(&inputs)?.array("sample")?;
+        let outputs = self.session.run(&inputs)?;
+        ran(&outputs);
+        let sample = outputs.array("sample")?;
         self.positions = Some(positions);
         let mut expected = latents.shape().to_vec();
         expected[2] = self.config.out_channels;

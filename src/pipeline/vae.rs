@@ -47,7 +47,7 @@ impl Vae {
             let graph = if start == 0 { &mut self.first } else { &mut self.next };
             let mut inputs = vec![(self.input, Input::Float(chunk.view()))];
             inputs.extend(caches.iter().map(|(name, state)| (name.as_str(), Input::State(state))));
-            let mut outputs = graph.run(&inputs)?;
+            let outputs = graph.run(&inputs)?;
             let result = outputs.array(self.output)?;
             if !matches!(result.shape(), &[b, (1..), (1..), (1..), (1..)] if b == batch) {
                 let (name, expected) = (self.output.into(), format!("[{batch}, channels, frames, height, width]"));

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use super::Pass;
 use crate::dim::Monomial;
 use crate::graph::{Graph, Node, Source};
-use crate::op::{Attribute, Binary, OnnxOp, Op, Type};
+use crate::op::{Attribute, Binary, OnnxOp, Op, Reduction, Type};
 use crate::{DType, Dim, Problem, Value, dims};
 
 use Attribute::{Float, Int, Ints, Text};
@@ -311,6 +311,11 @@ impl Pass for Lower {
             Op::Last { axis, n } => {
                 let (first, last) = (out.integers(&[1], &[-signed(*n)]), out.integers(&[1], &[TO_THE_END]));
                 Some(vec![slice(x?, *axis, first, last, types[0].clone())])
+            }
+            Op::OverRows(reduction) => {
+                let name = if *reduction == Reduction::Least { "ReduceMin" } else { "ReduceMax" };
+                let (flat, axes) = (self.rows(x?), out.integers(&[1], &[0]));
+                Some(emit("", name, 18, vec![("keepdims", Int(0))], &[Some(flat), Some(axes)], types, out))
             }
             Op::Split { axis, parts } => {
                 one("Split", 18, vec![("axis", Int(signed(*axis))), ("num_outputs", Int(signed(*parts)))])

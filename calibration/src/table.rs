@@ -1,0 +1,392 @@
+//! The calibration table: what the inputs of linear layers were while the float model ran.
+//!
+//! A safetensors file. For each place `P` that layers read from (`<component>/<weight of its first layer>`):
+//!
+//! | tensor | type | shape |
+//! |---|---|---|
+//! | `P/least`, `P/greatest` | F32 | `[step ranges, features]`, of each feature |
+//! | `P/histogram` | I64 | `[2048]`, of magnitudes |
+//! | `P/rows` | F32 | `[rows, features]`, a sample of all tokens seen |
+//!
+//! `__metadata__` has `format` (`cogvx-calibration`), `version`, `checkpoint` (the fingerprint of the weights), `layers` (JSON: the
+//! place of each layer), `histograms` (JSON: width of the bins of each place), `seen` (JSON: tokens seen at each place)
+//! and `runs` (JSON: what was run).
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use cogvx_graphs::weights::WeightsError;
+use cogvx_graphs::{DType, Weights};
+use serde::{Deserialize, Serialize};
+
+use crate::histogram::{BINS, Histogram};
+
+/// Value of `format`.
+const FORMAT: &str = "cogvx-calibration";
+/// Value of `version`.
+const VERSION: &str = "1";
+/// Largest table read, in bytes.
+const MOST: u64 = 4 << 30;
+
+/// Why a table cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+#[allow(missing_docs)]
+pub enum TableError {
+    #[error(transparent)]
+    File(#[from] WeightsError),
+    #[error("`{}`: {source}", path.display())]
+    Io { path: PathBuf, source: std::io::Error },
+    #[error("`{}`: expected a calibration table as `cogvx calibrate` writes it: `__metadata__` `{key}` of {expected}, found {found}", path.display())]
+    Metadata { path: PathBuf, key: &'static str, expected: String, found: String },
+    #[error("`{}`: `{name}`: expected {expected}, found {found}", path.display())]
+    Tensor { path: PathBuf, name: String, expected: String, found: String },
+    #[error("`{}`: expected a table of at most 4 GiB, found {found} bytes", path.display())]
+    Size { path: PathBuf, found: u64 },
+    #[error("`{}`: expected a table of the checkpoint with the fingerprint {expected}, found one of {found}: calibrate this checkpoint", path.display())]
+    Checkpoint { path: PathBuf, expected: String, found: String },
+    #[error("expected tables of one checkpoint and as many step ranges, found {found}")]
+    Merge { found: String },
+}
+
+/// One run that a table has seen.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Run {
+    /// What was to be seen.
+    pub prompt: String,
+    /// Seed of the noise.
+    pub seed: u64,
+    /// Denoising steps.
+    pub steps: usize,
+    /// Guidance scale.
+    pub guidance: f64,
+    /// Frames, rows and columns of pixels.
+    pub size: [usize; 3],
+}
+
+/// What was seen at one place.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Place {
+    /// Features.
+    pub width: usize,
+    /// For each range of steps, the least number of each feature; empty where nothing was seen.
+    pub least: Vec<Vec<f32>>,
+    /// For each range of steps, the greatest number of each feature.
+    pub greatest: Vec<Vec<f32>>,
+    /// Of magnitudes in the sampled rows.
+    pub histogram: Histogram,
+    /// A sample of rows of `width` numbers.
+    pub rows: Vec<f32>,
+    /// How many rows the sample was drawn from.
+    pub seen: u64,
+}
+
+/// A calibration table.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Table {
+    /// Fingerprint of the checkpoint's weights.
+    pub checkpoint: String,
+    /// Ranges that the steps of a run are divided into.
+    pub ranges: usize,
+    /// The place that a layer reads from, by `<component>/<weight>`.
+    pub layers: BTreeMap<String, String>,
+    /// By name.
+    pub places: BTreeMap<String, Place>,
+    /// What was run.
+    pub runs: Vec<Run>,
+}
+
+impl Place {
+    /// The largest magnitude of each feature over all steps.
+    #[must_use]
+    pub fn magnitudes(&self) -> Vec<f32> {
+        let mut largest = vec![0.0_f32; self.width];
+        for row in self.least.iter().chain(&self.greatest) {
+            largest.iter_mut().zip(row).for_each(|(largest, x)| *largest = largest.max(x.abs()));
+        }
+        largest
+    }
+
+    /// Take in what one call of the graph told, in step range `range` of `ranges`.
+    pub fn see(&mut self, range: usize, ranges: usize, least: &[f32], greatest: &[f32]) {
+        self.width = least.len();
+        for (rows, new, pick) in [
+            (&mut self.least, least, f32::min as fn(f32, f32) -> f32),
+            (&mut self.greatest, greatest, f32::max as fn(f32, f32) -> f32),
+        ] {
+            rows.resize(ranges, vec![]);
+            if rows[range].is_empty() {
+                rows[range] = new.to_vec();
+            } else {
+                rows[range].iter_mut().zip(new).for_each(|(old, &new)| *old = pick(*old, new));
+            }
+        }
+    }
+
+    /// Take in rows, keeping at most `most` of all rows ever seen, each with the same chance (Vitter's algorithm R).
+    pub fn sample(&mut self, rows: &[f32], most: usize) {
+        self.histogram.add(rows);
+        for row in rows.chunks_exact(self.width.max(1)) {
+            self.seen += 1;
+            let kept = self.rows.len() / self.width.max(1);
+            if kept < most {
+                self.rows.extend(row);
+            } else {
+                let at = usize::try_from(mixed(self.seen) % self.seen).unwrap_or(usize::MAX);
+                if at < most {
+                    self.rows[at * self.width..][..self.width].copy_from_slice(row);
+                }
+            }
+        }
+    }
+}
+
+/// Bits that look random, the same for the same number (splitmix64).
+fn mixed(n: u64) -> u64 {
+    let n = n.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let n = (n ^ (n >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let n = (n ^ (n >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    n ^ (n >> 31)
+}
+
+impl Table {
+    /// Take in all that `other` has seen, keeping at most `most` rows a place.
+    ///
+    /// # Errors
+    /// A table of another checkpoint or with other step ranges.
+    pub fn merge(&mut self, other: &Self, most: usize) -> Result<(), TableError> {
+        if self.checkpoint != other.checkpoint || self.ranges != other.ranges {
+            let of = |t: &Self| format!("`{}` with {}", t.checkpoint, t.ranges);
+            return Err(TableError::Merge { found: format!("{} and {}", of(self), of(other)) });
+        }
+        for (name, theirs) in &other.places {
+            let ours =
+                self.places.entry(name.clone()).or_insert_with(|| Place { width: theirs.width, ..Place::default() });
+            if ours.width != theirs.width {
+                return Err(TableError::Merge {
+                    found: format!("`{name}` of {} and {} features", ours.width, theirs.width),
+                });
+            }
+            for range in 0..self.ranges {
+                let (Some(least), Some(greatest)) = (theirs.least.get(range), theirs.greatest.get(range)) else {
+                    continue;
+                };
+                if !least.is_empty() {
+                    ours.see(range, self.ranges, least, greatest);
+                }
+            }
+            let (histogram, seen) = (ours.histogram.clone(), ours.seen);
+            ours.sample(&theirs.rows, most);
+            // The rows stand for all that theirs were drawn from.
+            ours.histogram = histogram;
+            ours.histogram.merge(&theirs.histogram);
+            ours.seen = seen + theirs.seen;
+        }
+        self.layers.extend(other.layers.clone());
+        self.runs.extend(other.runs.clone());
+        Ok(())
+    }
+
+    /// Write the table to `file`.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn write(&self, file: &mut std::fs::File) -> std::io::Result<()> {
+        let tensors = self.tensors();
+        let mut header = serde_json::Map::new();
+        let json = |value: serde_json::Value| value.to_string();
+        let seen: BTreeMap<_, _> = self.places.iter().map(|(name, place)| (name, place.seen)).collect();
+        let widths: BTreeMap<_, _> = self.places.iter().map(|(name, place)| (name, place.histogram.width)).collect();
+        header.insert(
+            "__metadata__".into(),
+            serde_json::json!({
+                "format": FORMAT, "version": VERSION, "checkpoint": self.checkpoint,
+                "layers": json(serde_json::json!(self.layers)), "histograms": json(serde_json::json!(widths)),
+                "seen": json(serde_json::json!(seen)), "runs": json(serde_json::json!(self.runs)),
+            }),
+        );
+        let mut end = 0;
+        for (name, dtype, shape, bytes) in &tensors {
+            let entry = serde_json::json!({
+                "dtype": dtype.safetensors(), "shape": shape, "data_offsets": [end, end + bytes.len()],
+            });
+            header.insert(name.clone(), entry);
+            end += bytes.len();
+        }
+        let mut text = serde_json::Value::Object(header).to_string().into_bytes();
+        text.resize(text.len().next_multiple_of(8), b' ');
+        let mut file = std::io::BufWriter::new(file);
+        file.write_all(&(text.len() as u64).to_le_bytes())?;
+        file.write_all(&text)?;
+        for (.., bytes) in &tensors {
+            file.write_all(bytes)?;
+        }
+        file.flush()
+    }
+
+    fn tensors(&self) -> Vec<(String, DType, Vec<usize>, Vec<u8>)> {
+        let mut tensors = vec![];
+        for (name, place) in &self.places {
+            let floats = |rows: &[Vec<f32>]| {
+                // A range without steps is written as NaN.
+                let nothing = vec![f32::NAN; place.width];
+                let rows = rows.iter().map(|row| if row.is_empty() { &nothing } else { row });
+                rows.flatten().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>()
+            };
+            let shape = vec![place.least.len(), place.width];
+            tensors.push((format!("{name}/least"), DType::F32, shape.clone(), floats(&place.least)));
+            tensors.push((format!("{name}/greatest"), DType::F32, shape, floats(&place.greatest)));
+            let counts = place.histogram.counts.iter().flat_map(|count| count.to_le_bytes()).collect();
+            tensors.push((format!("{name}/histogram"), DType::I64, vec![BINS], counts));
+            let shape = vec![place.rows.len() / place.width.max(1), place.width];
+            let rows = place.rows.iter().flat_map(|x| x.to_le_bytes()).collect();
+            tensors.push((format!("{name}/rows"), DType::F32, shape, rows));
+        }
+        tensors
+    }
+
+    /// Read a table and check all of it.
+    ///
+    /// # Errors
+    /// No such file, another kind of file, tensors of other types or shapes, NaN, or places where nothing but zero was seen.
+    pub fn open(path: &Path) -> Result<Self, TableError> {
+        let file = Weights::open_file(path)?;
+        let size: u64 = file.iter().map(|t| t.len).sum();
+        if size > MOST {
+            return Err(TableError::Size { path: path.into(), found: size });
+        }
+        let metadata = file.metadata(0)?;
+        let text = |key: &'static str| -> Result<&str, TableError> {
+            let missing = || wrong_metadata(path, key, "a text", "none");
+            metadata.get(key).map(String::as_str).ok_or_else(missing)
+        };
+        for (key, expected) in [("format", FORMAT), ("version", VERSION)] {
+            let found = metadata.get(key).map_or("none", String::as_str);
+            if found != expected {
+                return Err(wrong_metadata(path, key, &format!("`{expected}`"), &format!("`{found}`")));
+            }
+        }
+        let layers: BTreeMap<String, String> = json(path, "layers", text("layers")?)?;
+        let widths: BTreeMap<String, f32> = json(path, "histograms", text("histograms")?)?;
+        let seen: BTreeMap<String, u64> = json(path, "seen", text("seen")?)?;
+        let mut table = Self {
+            checkpoint: text("checkpoint")?.into(),
+            runs: json(path, "runs", text("runs")?)?,
+            layers,
+            ..Self::default()
+        };
+        for name in table.layers.values() {
+            if !table.places.contains_key(name) {
+                let place = read_place(path, &file, name, &widths, &seen)?;
+                if table.ranges != 0 && place.least.len() != table.ranges {
+                    let (expected, found) = (format!("{} step ranges", table.ranges), place.least.len().to_string());
+                    return Err(TableError::Tensor {
+                        path: path.into(),
+                        name: format!("{name}/least"),
+                        expected,
+                        found,
+                    });
+                }
+                table.ranges = place.least.len();
+                table.places.insert(name.clone(), place);
+            }
+        }
+        if table.places.is_empty() {
+            return Err(wrong_metadata(path, "layers", "at least one layer", "none"));
+        }
+        Ok(table)
+    }
+
+    /// Find that the table is of the checkpoint with this fingerprint.
+    ///
+    /// # Errors
+    /// It is of another.
+    pub fn check(&self, path: &Path, fingerprint: &str) -> Result<(), TableError> {
+        if self.checkpoint == fingerprint {
+            return Ok(());
+        }
+        let (expected, found) = (fingerprint.into(), self.checkpoint.clone());
+        Err(TableError::Checkpoint { path: path.into(), expected, found })
+    }
+}
+
+fn json<T: serde::de::DeserializeOwned>(path: &Path, key: &'static str, text: &str) -> Result<T, TableError> {
+    serde_json::from_str(text).map_err(|e| wrong_metadata(path, key, "JSON", &e.to_string()))
+}
+
+fn wrong_metadata(path: &Path, key: &'static str, expected: &str, found: &str) -> TableError {
+    TableError::Metadata { path: path.into(), key, expected: expected.into(), found: found.chars().take(200).collect() }
+}
+
+fn read_place(
+    path: &Path,
+    file: &Weights,
+    name: &str,
+    widths: &BTreeMap<String, f32>,
+    seen: &BTreeMap<String, u64>,
+) -> Result<Place, TableError> {
+    let wrong = |part: &str, expected: &str, found: String| TableError::Tensor {
+        path: path.into(),
+        name: format!("{name}/{part}"),
+        expected: expected.into(),
+        found,
+    };
+    let read = |part: &str, dtype: DType, rank: usize, expected: &str| -> Result<(Vec<usize>, Vec<u8>), TableError> {
+        let tensor = file.get(&format!("{name}/{part}")).ok_or_else(|| wrong(part, expected, "none".into()))?;
+        if tensor.dtype != dtype || tensor.shape.len() != rank || tensor.len == 0 {
+            return Err(wrong(part, expected, format!("{} {:?}", tensor.dtype, tensor.shape)));
+        }
+        Ok((tensor.shape.clone(), file.read(tensor)?))
+    };
+    let bounds = |part: &str| -> Result<Vec<Vec<f32>>, TableError> {
+        let (shape, bytes) = read(part, DType::F32, 2, "f32 [step ranges, features]")?;
+        let rows = bytes.chunks_exact(4 * shape[1]).map(|row| {
+            let row: Vec<f32> = row.as_chunks().0.iter().map(|four| f32::from_le_bytes(*four)).collect();
+            // A range without steps.
+            if row.iter().all(|x| x.is_nan()) { vec![] } else { row }
+        });
+        let rows: Vec<_> = rows.collect();
+        if rows.iter().all(Vec::is_empty) {
+            return Err(wrong(part, "at least one step range that was seen", "none".into()));
+        }
+        if let Some(x) = rows.iter().flatten().find(|x| !x.is_finite()) {
+            return Err(wrong(part, "finite numbers", x.to_string()));
+        }
+        Ok(rows)
+    };
+    let (least, greatest) = (bounds("least")?, bounds("greatest")?);
+    let width = least.iter().map(Vec::len).max().unwrap_or(0);
+    let lengths = |rows: &[Vec<f32>]| rows.iter().map(Vec::len).collect::<Vec<_>>();
+    if lengths(&least) != lengths(&greatest) {
+        return Err(wrong("greatest", "as many numbers as `least`", format!("{:?}", lengths(&greatest))));
+    }
+    if least.iter().flatten().zip(greatest.iter().flatten()).any(|(a, b)| a > b) {
+        return Err(wrong("least", "numbers not greater than `greatest`", "a greater one".into()));
+    }
+    if least.iter().chain(&greatest).flatten().all(|&x| x == 0.0) {
+        return Err(wrong("greatest", "a place where not all is zero", "zeros alone".into()));
+    }
+    let (shape, bytes) = read("histogram", DType::I64, 1, &format!("i64 [{BINS}]"))?;
+    if shape != [BINS] {
+        return Err(wrong("histogram", &format!("i64 [{BINS}]"), format!("{shape:?}")));
+    }
+    let counts: Vec<_> = bytes.as_chunks().0.iter().map(|eight| u64::from_le_bytes(*eight)).collect();
+    if counts.iter().any(|&count| count > 1 << 48) {
+        return Err(wrong("histogram", "counts", "negative or huge ones".into()));
+    }
+    let bin = widths.get(name).copied().unwrap_or(f32::NAN);
+    if !(bin.is_finite() && bin >= 0.0) {
+        return Err(wrong("histogram", "bins of a width in `__metadata__` `histograms`", bin.to_string()));
+    }
+    let (shape, bytes) = read("rows", DType::F32, 2, "f32 [rows, features]")?;
+    if shape[1] != width {
+        return Err(wrong("rows", &format!("f32 [rows, {width}]"), format!("{shape:?}")));
+    }
+    let rows: Vec<_> = bytes.as_chunks().0.iter().map(|four| f32::from_le_bytes(*four)).collect();
+    if let Some(x) = rows.iter().find(|x| !x.is_finite()) {
+        return Err(wrong("rows", "finite numbers", x.to_string()));
+    }
+    let seen = seen.get(name).copied().unwrap_or(0);
+    Ok(Place { width, least, greatest, histogram: Histogram { width: bin, counts }, rows, seen })
+}

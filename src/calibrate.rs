@@ -1,0 +1,102 @@
+//! Running the float model to see what its layers read.
+
+mod fingerprint;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use cogvx_calibration::observe::Seen;
+use cogvx_calibration::table::{Run, Table, TableError};
+use ndarray::ArrayD;
+
+use crate::pipeline::{Observer, Pipeline, PipelineError};
+use crate::runtime::Outputs;
+
+pub use fingerprint::{FingerprintError, fingerprint};
+
+/// The prompts that are run if none are given, one a line.
+pub const PROMPTS: &str = include_str!("../calibration/prompts.txt");
+
+/// What is kept of what is seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Keep {
+    /// Ranges that the steps are divided into, each with bounds of its own.
+    pub ranges: usize,
+    /// Rows kept of each place, drawn from all.
+    pub rows: usize,
+}
+
+/// Take what a run of `pipeline`, whose graphs were exported to be observed, shows into `table`. `step` is told each step and
+/// how many there are.
+///
+/// # Errors
+/// A request the model cannot fulfil, a failure of the runtime, or an interrupt; the table is then as before.
+pub fn observe(
+    pipeline: &Pipeline,
+    table: &mut Table,
+    run: &Run,
+    keep: Keep,
+    step: impl FnMut(usize, usize),
+) -> Result<(), PipelineError> {
+    let mut request = pipeline.request(&run.prompt)?;
+    (request.seed, request.steps, request.guidance) = (run.seed, run.steps, run.guidance);
+    [request.frames, request.height, request.width] = run.size;
+    let seen = Table { checkpoint: table.checkpoint.clone(), ranges: keep.ranges, ..table.clone() };
+    let mut watcher = Watcher { table: seen, keep, step };
+    pipeline.latents(&request, &mut watcher)?;
+    *table = watcher.table;
+    table.runs.push(run.clone());
+    Ok(())
+}
+
+struct Watcher<F> {
+    table: Table,
+    keep: Keep,
+    step: F,
+}
+
+impl<F: FnMut(usize, usize)> Observer for Watcher<F> {
+    fn ran(&mut self, component: &'static str, step: usize, steps: usize, outputs: &Outputs) {
+        let range = step * self.keep.ranges / steps.max(1);
+        let mut bounds: BTreeMap<&str, [Vec<f32>; 2]> = BTreeMap::new();
+        let mut names: Vec<_> = outputs.names().collect();
+        names.sort_unstable();
+        let numbers =
+            |name: &str| outputs.array(name).map(|array| array.into_raw_vec_and_offset().0).unwrap_or_default();
+        for (output, (place, seen)) in names.iter().filter_map(|name| Some((*name, Seen::of_output(name)?))) {
+            match seen {
+                Seen::Least => bounds.entry(place).or_default()[0] = numbers(output),
+                Seen::Greatest => bounds.entry(place).or_default()[1] = numbers(output),
+                Seen::Rows => {}
+            }
+        }
+        for (place, [least, greatest]) in bounds {
+            let rows = numbers(&format!("{place}/rows"));
+            let place = self.table.places.entry(format!("{component}/{place}")).or_default();
+            place.see(range, self.keep.ranges, &least, &greatest);
+            place.sample(&rows, self.keep.rows);
+        }
+    }
+
+    fn step(&mut self, step: usize, steps: usize, _: &ArrayD<f32>) {
+        (self.step)(step, steps);
+    }
+
+    fn frames(&mut self, _: ArrayD<f32>, _: usize) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        Ok(())
+    }
+}
+
+/// Write the table at `path`, beside it first.
+///
+/// # Errors
+/// What the system says.
+pub fn save(table: &Table, path: &Path) -> Result<(), TableError> {
+    let io = |source| TableError::Io { path: path.into(), source };
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut file = tempfile::Builder::new().prefix(".cogvx-").tempfile_in(parent).map_err(io)?;
+    table.write(file.as_file_mut()).map_err(io)?;
+    file.as_file().sync_all().map_err(io)?;
+    file.persist(path).map_err(|e| io(e.error))?;
+    Ok(())
+}
