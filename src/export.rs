@@ -11,8 +11,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use cogvx_calibration::observe::Observe;
-use cogvx_calibration::plan::Plan;
+use cogvx_calibration::plan::{Plan, Scheme};
 use cogvx_calibration::quantize::Quantize;
+use cogvx_calibration::smooth::smooth;
+use cogvx_calibration::table::{Table, TableError};
 use cogvx_graphs::config::{ConfigError, DitConfig, PipelineClass, PipelineIndex, T5Config, VaeConfig};
 use cogvx_graphs::model::vae::{FRAME_CHUNK, LATENT_CHUNK, first_chunk};
 use cogvx_graphs::model::{dit, t5, vae};
@@ -22,6 +24,7 @@ use cogvx_graphs::weights::WeightsError;
 use cogvx_graphs::{BuildError, DType, Dim, Graph, Problem, VideoDims, Weights, onnx};
 
 use crate::bundle::{self, BundleError, BundleWriter, Manifest, Origin};
+use crate::calibrate::{FingerprintError, fingerprint};
 use crate::scheduler::{SchedulerConfig, SchedulerError};
 use crate::tokenizer::{Tokenizer, TokenizerError};
 
@@ -51,6 +54,10 @@ pub enum ExportError {
     Scheduler(#[from] SchedulerError),
     #[error(transparent)]
     Lora(#[from] LoraError),
+    #[error(transparent)]
+    Table(#[from] TableError),
+    #[error(transparent)]
+    Fingerprint(#[from] FingerprintError),
     /// A model of the family that cogvx cannot export yet.
     #[error("`{}`: not supported yet: {feature}", file.display())]
     Unsupported { file: PathBuf, feature: &'static str },
@@ -136,8 +143,10 @@ pub fn export(
     let sizes = Sizes::new(&configs, options)?;
     let merges = open_loras(checkpoint, options)?;
     let writer = BundleWriter::create(output, Some(checkpoint), options.overwrite)?.until(options.stop.clone());
+    let table = open_table(checkpoint, options)?;
     let mut bundle = Exporter {
         options,
+        table: table.as_ref(),
         writer: &writer,
         graphs: vec![],
         components: BTreeMap::new(),
@@ -178,6 +187,14 @@ pub fn export(
         graphs,
         observed,
     })
+}
+
+/// The calibration table, found to be of this checkpoint.
+fn open_table(checkpoint: &Path, options: &ExportOptions) -> Result<Option<Table>, ExportError> {
+    let Some(path) = &options.calibration else { return Ok(None) };
+    let table = Table::open(path)?;
+    table.check(path, &fingerprint(checkpoint, &options.loras)?)?;
+    Ok(Some(table))
 }
 
 /// The LoRAs, found to fit the transformer.
@@ -297,6 +314,8 @@ fn learned_latents(configs: &Configs) -> Option<VideoDims> {
 /// The bundle being filled.
 struct Exporter<'a> {
     options: &'a ExportOptions,
+    /// What layers read, if that is known.
+    table: Option<&'a Table>,
     writer: &'a BundleWriter,
     graphs: Vec<GraphReport>,
     components: BTreeMap<String, bundle::Component>,
@@ -315,10 +334,11 @@ impl Exporter<'_> {
         graphs: &[(&str, Graph)],
     ) -> Result<(), ExportError> {
         let compute = self.options.compute(weights);
-        let plan = self.options.quantize.map(|scheme| {
-            // Graphs of a component that share weights differ in no linear layer.
-            Plan::new(&graphs[0].1, scheme, self.options.target)
-        });
+        // Graphs of a component that share weights differ in no linear layer.
+        let plan = match self.options.quantize {
+            Some(scheme) => Some(self.quantization(scheme, component, weights, merges, &graphs[0].1)?),
+            None => None,
+        };
         let mut lowered = vec![];
         for (name, graph) in graphs {
             let failed = |mut problems: Vec<Problem>| ExportError::Lower {
@@ -359,6 +379,32 @@ impl Exporter<'_> {
         let weights = storage.write(self.writer, component.name(), self.options.weights)?;
         self.components.insert(component.name().into(), bundle::Component { graphs: files, weights });
         Ok(())
+    }
+}
+
+impl Exporter<'_> {
+    /// How the layers of a component are quantized.
+    fn quantization(
+        &self,
+        scheme: Scheme,
+        component: Component,
+        weights: &Weights,
+        merges: &Merges,
+        graph: &Graph,
+    ) -> Result<Plan, ExportError> {
+        let mut plan = Plan::new(graph, scheme, self.options.target);
+        if let Some(table) = self.table {
+            let read = |name: &str| -> Result<Vec<f32>, ExportError> {
+                let tensor = weights.get(name).expect("the graph was built from these weights");
+                let mut numbers = convert::decode(&weights.read(tensor)?, tensor.dtype);
+                if let Some(delta) = merges.of(tensor)? {
+                    delta.add(0, &mut numbers);
+                }
+                Ok(numbers)
+            };
+            smooth(&mut plan, graph, component.name(), table, &read)?;
+        }
+        Ok(plan)
     }
 }
 

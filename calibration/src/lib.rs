@@ -6,4 +6,5 @@ pub mod observe;
 pub mod plan;
 pub mod quantize;
 pub mod round;
+pub mod smooth;
 pub mod table;

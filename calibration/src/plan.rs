@@ -40,6 +40,22 @@ pub struct Layer {
     pub form: LinearForm,
     /// How many features come out and go in.
     pub features: [usize; 2],
+    /// What each column of the weight is multiplied by; empty for ones. What makes the features divides them by it.
+    pub columns: Vec<f32>,
+    /// What each row of the weight, and the bias, is multiplied by; empty for ones.
+    pub rows: Vec<f32>,
+}
+
+impl Layer {
+    /// Multiply row `index` of the weight by the layer's factors.
+    pub fn scale_row(&self, index: usize, row: &mut [f32]) {
+        row.iter_mut().zip(&self.columns).for_each(|(x, s)| *x *= s);
+        if let Some(factor) = self.rows.get(index) {
+            for x in row {
+                *x *= factor;
+            }
+        }
+    }
 }
 
 /// The layers of one component that are quantized, by the name of their weight.
@@ -49,6 +65,8 @@ pub struct Plan {
     pub target: Target,
     /// By the name of the weight.
     pub layers: BTreeMap<String, Layer>,
+    /// What scale and shift of a norm are multiplied by, by the value the norm makes.
+    pub norms: BTreeMap<usize, Vec<f32>>,
 }
 
 /// Layers smaller than this in either direction stay as they are.
@@ -65,10 +83,13 @@ impl Plan {
                 continue;
             };
             if let Some(features) = quantizable(weight) {
-                layers.insert(weight.name.clone(), Layer { form: form(scheme, target, features[1]), features });
+                layers.insert(
+                    weight.name.clone(),
+                    Layer { form: form(scheme, target, features[1]), features, columns: vec![], rows: vec![] },
+                );
             }
         }
-        Self { target, layers }
+        Self { target, layers, norms: BTreeMap::new() }
     }
 }
 

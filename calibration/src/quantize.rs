@@ -27,6 +27,12 @@ impl Pass for Quantize<'_> {
     }
 
     fn rewrite<'g>(&mut self, node: &Node, inputs: &[Option<Value<'g>>], out: &'g Graph) -> Option<Vec<Value<'g>>> {
+        if let Some(factors) = self.plan.norms.get(&node.outputs[0]) {
+            let factors = out.floats(&[factors.len()], factors);
+            let parameters = inputs[1..].iter().map(|p| p.map(|p| (p * factors).id()));
+            let inputs: Vec<_> = [inputs[0].map(Value::id)].into_iter().chain(parameters).collect();
+            return Some(out.add(node.op.clone(), &inputs));
+        }
         if node.op != Op::Linear {
             return None;
         }
@@ -37,7 +43,10 @@ impl Pass for Quantize<'_> {
             let weight = Weight { name: weight.name.clone(), part: part.part, stored: part.dtype, shape: part.shape };
             Some(out.weight(weight, dtype).id())
         });
-        let bias = inputs.get(2).copied().flatten().map(|bias| Some(bias.id()));
+        let bias = inputs.get(2).copied().flatten().map(|bias| match &layer.rows[..] {
+            [] => Some(bias.id()),
+            rows => Some((bias * out.floats(&[rows.len()], rows)).id()),
+        });
         let inputs: Vec<_> = [Some(inputs[0]?.id())].into_iter().chain(parts).chain(bias).collect();
         let op = Op::QuantizedLinear(QuantizedLinear { features: layer.features, form: layer.form });
         Some(out.add(op, &inputs))

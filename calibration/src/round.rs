@@ -1,5 +1,8 @@
 //! Weights in few bits.
 
+use cogvx_graphs::pass::Target;
+use cogvx_graphs::quantized::LinearForm;
+
 /// Rows of a weight, rounded. Values of four bits are two to a byte, the first in the lower half.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Rounded {
@@ -9,6 +12,72 @@ pub struct Rounded {
     pub scales: Vec<f32>,
     /// The value that stands for zero in each block, in as many bits as values; empty where values are symmetric.
     pub zero_points: Vec<u8>,
+}
+
+/// Rows of `width` numbers of a weight, in the values of `form` on `target`.
+#[must_use]
+pub fn round(form: LinearForm, target: Target, rows: &[f32], width: usize) -> Rounded {
+    match form {
+        LinearForm::Blocks { bits, block, .. } if target == Target::TensorRt => {
+            rows_to_signed_blocks(rows, width, bits, block)
+        }
+        LinearForm::Blocks { bits, block, symmetric } => rows_to_blocks(rows, width, bits, block, symmetric),
+        LinearForm::PerToken | LinearForm::PerTensor { .. } | LinearForm::Float8 { .. } => rows_to_int8(rows, width),
+    }
+}
+
+/// The numbers that the values of `form` for rows of `width` numbers stand for.
+#[must_use]
+pub fn restore(form: LinearForm, target: Target, rows: &[f32], width: usize) -> Vec<f32> {
+    let rounded = round(form, target, rows, width);
+    let (bits, block, middle) = match form {
+        LinearForm::Blocks { bits, block, .. } => {
+            (bits, block, if target == Target::TensorRt { 0 } else { 1 << (bits - 1) })
+        }
+        _ => (8, width, 0_u8),
+    };
+    let unpack = |bytes: &[u8]| -> Vec<u8> {
+        if bits == 8 { bytes.to_vec() } else { bytes.iter().flat_map(|b| [b & 15, b >> 4]).collect() }
+    };
+    let (values, zeros) = (unpack(&rounded.values), unpack(&rounded.zero_points));
+    let blocks = width.div_ceil(block);
+    let (values_a_row, zeros_a_row) = (blocks * block, if bits == 4 { blocks.next_multiple_of(2) } else { blocks });
+    let mut numbers = Vec::with_capacity(rows.len());
+    for row in 0..rows.len() / width {
+        for at in 0..width {
+            let value = values[row * values_a_row + at];
+            let value = if middle == 0 {
+                f32::from(i8::from_le_bytes([value << (8 - bits)]) >> (8 - bits))
+            } else {
+                f32::from(value) - f32::from(zeros.get(row * zeros_a_row + at / block).copied().unwrap_or(middle))
+            };
+            numbers.push(value * rounded.scales[row * blocks + at / block]);
+        }
+    }
+    numbers
+}
+
+/// Rows of `width` features, as `form` rounds them before it computes.
+#[must_use]
+pub fn restore_features(form: LinearForm, mut rows: Vec<f32>, width: usize) -> Vec<f32> {
+    match form {
+        LinearForm::PerToken => {
+            for row in rows.chunks_exact_mut(width) {
+                let scale = step(largest(row), 127.0);
+                for x in row {
+                    *x = f32::from(to_i8(*x / scale)) * scale;
+                }
+            }
+        }
+        LinearForm::PerTensor { scale, zero_point } => {
+            let zero = f32::from(zero_point);
+            for x in &mut rows {
+                *x = (f32::from(to_u8(*x / scale + zero, 255.0)) - zero) * scale;
+            }
+        }
+        LinearForm::Blocks { .. } | LinearForm::Float8 { .. } => {}
+    }
+    rows
 }
 
 /// Signed 8-bit values of rows of `width` numbers, with a scale for each row; -128 is not used.

@@ -35,6 +35,9 @@ pub(super) struct Args {
     /// Quantize the linear layers of the text encoder and the transformer
     #[arg(long)]
     quantize: Option<Quantize>,
+    /// What `cogvx calibrate` saw of the checkpoint: quantization loses less with it
+    #[arg(long, value_name = "TABLE", requires = "quantize")]
+    calibration: Option<PathBuf>,
     /// The runtime to write the graphs for
     #[arg(long, default_value = "cpu")]
     target: Target,
@@ -120,6 +123,7 @@ impl Args {
                 Quantize::Int8Weight => Scheme::Int8Weight,
                 Quantize::Int4Weight => Scheme::Int4Weight,
             }),
+            calibration: self.calibration.clone(),
             target: match self.target {
                 Target::Cpu => GraphTarget::Cpu,
                 Target::Cuda => GraphTarget::Cuda,

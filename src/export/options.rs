@@ -1,5 +1,6 @@
 //! What can be chosen about an export.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -19,6 +20,8 @@ pub struct ExportOptions {
     pub precision: Option<DType>,
     /// How the linear layers of the text encoder and the transformer are quantized, if at all.
     pub quantize: Option<Scheme>,
+    /// The table that `cogvx calibrate` made of the checkpoint, for quantization.
+    pub calibration: Option<PathBuf>,
     /// Make the graphs tell what their linear layers read, with so many rows of each, for calibration.
     pub observe: Option<usize>,
     /// The runtime the graphs are written for.
@@ -42,6 +45,7 @@ impl Default for ExportOptions {
         Self {
             precision: None,
             quantize: None,
+            calibration: None,
             observe: None,
             target: Target::Cpu,
             weights: WeightsMode::Auto,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Write as _;
 
 use cogvx_calibration::plan::{Layer, Plan};
-use cogvx_calibration::round::{Rounded, rows_to_blocks, rows_to_int8, rows_to_signed_blocks};
+use cogvx_calibration::round::{Rounded, round};
 use cogvx_graphs::graph::{Weight, WeightPart};
 use cogvx_graphs::onnx::Placement;
 use cogvx_graphs::pass::Target;
@@ -138,15 +138,10 @@ impl<'a> Quantized<'a> {
         if let Some(delta) = self.merges.of(tensor)? {
             delta.add(first * input, &mut numbers);
         }
-        Ok(match layer.form {
-            LinearForm::Blocks { bits, block, .. } if self.plan.target == Target::TensorRt => {
-                rows_to_signed_blocks(&numbers, input, bits, block)
-            }
-            LinearForm::Blocks { bits, block, symmetric } => rows_to_blocks(&numbers, input, bits, block, symmetric),
-            LinearForm::PerToken | LinearForm::PerTensor { .. } | LinearForm::Float8 { .. } => {
-                rows_to_int8(&numbers, input)
-            }
-        })
+        for (i, row) in numbers.chunks_exact_mut(input).enumerate() {
+            layer.scale_row(first + i, row);
+        }
+        Ok(round(layer.form, self.plan.target, &numbers, input))
     }
 }
 
