@@ -188,8 +188,8 @@ impl BundleWriter {
         self.place.is_free(self.overwrite)?;
         if self.place.is_occupied() {
             // The old bundle goes once the new one cannot be lost. Where there is none, a power failure can at worst
-            // leave a bundle that its manifest shows to be damaged, as it can after `cp`; waiting for the disk would
-            // take longer than all the rest.
+            // leave a bundle that its manifest shows to be damaged, as it can after `cp`, and the checkpoint is still
+            // there.
             let ours = manifest.files.iter().filter(|entry| entry.origin != Origin::Linked);
             for path in ours.map(|entry| root.join(&entry.path)).chain([at]) {
                 File::open(&path).and_then(|file| file.sync_all()).map_err(BundleError::io(&path))?;
