@@ -148,20 +148,24 @@ impl Place {
         }
     }
 
+    /// Whether something is there that putting a bundle here replaces.
+    pub fn is_occupied(&self) -> bool {
+        fs::read_dir(self.output()).is_ok_and(|mut entries| entries.next().is_some())
+    }
+
     /// Puts `partial` in its place in one step; what was there is removed afterwards.
     pub fn put(&self, partial: TempDir) -> Result<PathBuf, BundleError> {
         let output = self.output();
-        let occupied = fs::read_dir(&output).is_ok_and(|mut entries| entries.next().is_some());
-        if !occupied {
+        if !self.is_occupied() {
             move_to(&partial, &output)?;
             let _ = partial.keep();
         } else if exchange(partial.path(), &output) {
+            sync_dir(&self.parent);
             // Dropping `partial` now removes the old bundle.
             drop(partial);
         } else {
             self.put_in_two_steps(partial, &output)?;
         }
-        sync_dir(&self.parent);
         Ok(output)
     }
 
@@ -178,6 +182,8 @@ impl Place {
             return Err(error);
         }
         let _ = partial.keep();
+        // Before `aside` goes, and the old bundle with it.
+        sync_dir(&self.parent);
         Ok(())
     }
 }

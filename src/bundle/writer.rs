@@ -15,7 +15,7 @@ use super::files;
 use super::manifest::{FileEntry, MANIFEST, Manifest, Origin};
 use super::place::{MadeParents, Place, sync_dir};
 
-/// Linked and copied files up to this size are hashed whole, and all files up to it are synced to disk.
+/// Linked and copied files up to this size are hashed whole.
 const SMALL: u64 = 16 << 20;
 /// Bytes copied between two looks at the flag that stops.
 const BLOCK: u64 = 64 << 20;
@@ -105,7 +105,7 @@ impl BundleWriter {
     /// When `path` is unsafe or taken, or it cannot be created.
     pub fn create_file(&self, path: &str) -> Result<BundleFile<'_>, BundleError> {
         let (at, file) = self.reserve_and_create(path)?;
-        let file = BufWriter::with_capacity(1 << 20, file);
+        let file = BufWriter::with_capacity(1 << 16, file);
         Ok(BundleFile { writer: self, path: path.into(), at, file, hasher: blake3::Hasher::new(), bytes: 0 })
     }
 
@@ -165,7 +165,8 @@ impl BundleWriter {
         Ok(Origin::Copied)
     }
 
-    /// Writes `cogvx.json`, with the list of files filled in, and moves the bundle into its place.
+    /// Writes `cogvx.json`, with the list of files filled in, and moves the bundle into its place. A bundle that is
+    /// replaced goes when the new one is on the disk.
     ///
     /// # Errors
     /// When a file was not finished, `manifest` names a file that was not added, or something came into the place in
@@ -184,12 +185,17 @@ impl BundleWriter {
         let json = serde_json::to_string_pretty(&manifest)
             .map_err(|e| BundleError::Manifest { path: at.clone(), problem: e.to_string() })?;
         fs::write(&at, json + "\n").map_err(BundleError::io(&at))?;
-        let small = manifest.files.iter().filter(|entry| entry.bytes <= SMALL && entry.origin != Origin::Linked);
-        for path in small.map(|entry| root.join(&entry.path)).chain([at]) {
-            File::open(&path).and_then(|file| file.sync_all()).map_err(BundleError::io(&path))?;
-        }
-        sync_dir(root);
         self.place.is_free(self.overwrite)?;
+        if self.place.is_occupied() {
+            // The old bundle goes once the new one cannot be lost. Where there is none, a power failure can at worst
+            // leave a bundle that its manifest shows to be damaged, as it can after `cp`, and the checkpoint is still
+            // there.
+            let ours = manifest.files.iter().filter(|entry| entry.origin != Origin::Linked);
+            for path in ours.map(|entry| root.join(&entry.path)).chain([at]) {
+                File::open(&path).and_then(|file| file.sync_all()).map_err(BundleError::io(&path))?;
+            }
+            sync_dir(root);
+        }
         self.place.put(self.partial)
     }
 

@@ -1,44 +1,41 @@
-//! Weights in another precision, on all cores.
+//! Weights in another precision.
 
 use cogvx_graphs::DType;
+use half::f16;
 use half::slice::HalfFloatSliceExt as _;
-use half::{bf16, f16};
-use rayon::iter::{IndexedParallelIterator as _, ParallelIterator as _};
-use rayon::slice::{ParallelSlice as _, ParallelSliceMut as _};
 
-/// Elements a thread converts at a time.
-const SPAN: usize = 1 << 16;
 /// Elements that are `f32` on the way, few enough for the nearest cache.
 const TILE: usize = 256;
 
-/// Elements of one floating-point type as another, rounded to nearest even.
-pub(super) fn convert(bytes: &[u8], from: DType, to: DType) -> Vec<u8> {
+/// Puts elements of one floating-point type into `out` as another, rounded to nearest even.
+pub(super) fn convert(bytes: &[u8], from: DType, to: DType, out: &mut Vec<u8>) {
+    out.resize(bytes.len() / from.size() * to.size(), 0);
     if from == to {
-        return bytes.to_vec();
+        out.copy_from_slice(bytes);
+        return;
     }
-    let mut out = vec![0; bytes.len() / from.size() * to.size()];
-    let spans = out.par_chunks_mut(SPAN * to.size()).zip(bytes.par_chunks(SPAN * from.size()));
-    spans.for_each(|(out, bytes)| {
-        let mut tile = [0.0; TILE];
-        for (out, bytes) in out.chunks_mut(TILE * to.size()).zip(bytes.chunks(TILE * from.size())) {
-            let numbers = &mut tile[..bytes.len() / from.size()];
-            widen(bytes, from, numbers);
-            narrow(numbers, to, out);
-        }
-    });
-    out
+    let mut tile = [0.0; TILE];
+    for (out, bytes) in out.chunks_mut(TILE * to.size()).zip(bytes.chunks(TILE * from.size())) {
+        let numbers = &mut tile[..bytes.len() / from.size()];
+        widen(bytes, from, numbers);
+        narrow(numbers, to, out);
+    }
 }
 
-/// Elements as `f32`, which holds those of each type exactly.
-pub(super) fn decode(bytes: &[u8], from: DType) -> Vec<f32> {
-    let bytes = convert(bytes, from, DType::F32);
-    bytes.as_chunks().0.iter().map(|four| f32::from_le_bytes(*four)).collect()
+/// Puts elements into `numbers` as `f32`, which holds those of each type exactly.
+pub(super) fn decode(bytes: &[u8], from: DType, numbers: &mut Vec<f32>) {
+    numbers.resize(bytes.len() / from.size(), 0.0);
+    for (numbers, bytes) in numbers.chunks_mut(TILE).zip(bytes.chunks(TILE * from.size())) {
+        widen(bytes, from, numbers);
+    }
 }
 
-/// Numbers as elements of `to`, rounded to nearest even.
-pub(super) fn encode(numbers: &[f32], to: DType) -> Vec<u8> {
-    let bytes: Vec<u8> = numbers.iter().flat_map(|x| x.to_le_bytes()).collect();
-    convert(&bytes, DType::F32, to)
+/// Puts numbers into `out` as elements of `to`, rounded to nearest even.
+pub(super) fn encode(numbers: &[f32], to: DType, out: &mut Vec<u8>) {
+    out.resize(numbers.len() * to.size(), 0);
+    for (out, numbers) in out.chunks_mut(TILE * to.size()).zip(numbers.chunks(TILE)) {
+        narrow(numbers, to, out);
+    }
 }
 
 /// At most [`TILE`] elements as `f32`.
@@ -51,11 +48,10 @@ fn widen(bytes: &[u8], from: DType, numbers: &mut [f32]) {
             tile.iter_mut().zip(pairs).for_each(|(x, pair)| *x = f16::from_le_bytes(*pair));
             tile[..n].convert_to_f32_slice(numbers);
         }
-        DType::BF16 => {
-            let mut tile = [bf16::ZERO; TILE];
-            tile.iter_mut().zip(pairs).for_each(|(x, pair)| *x = bf16::from_le_bytes(*pair));
-            tile[..n].convert_to_f32_slice(numbers);
-        }
+        DType::BF16 => numbers
+            .iter_mut()
+            .zip(pairs)
+            .for_each(|(x, pair)| *x = f32::from_bits(u32::from(u16::from_le_bytes(*pair)) << 16)),
         _ => numbers.iter_mut().zip(bytes.as_chunks().0).for_each(|(x, four)| *x = f32::from_le_bytes(*four)),
     }
 }
@@ -69,18 +65,34 @@ fn narrow(numbers: &[f32], to: DType, out: &mut [u8]) {
             tile[..n].convert_from_f32_slice(numbers);
             out.as_chunks_mut().0.iter_mut().zip(tile).for_each(|(pair, x)| *pair = x.to_le_bytes());
         }
-        DType::BF16 => {
-            let mut tile = [bf16::ZERO; TILE];
-            tile[..n].convert_from_f32_slice(numbers);
-            out.as_chunks_mut().0.iter_mut().zip(tile).for_each(|(pair, x)| *pair = x.to_le_bytes());
-        }
+        DType::BF16 => out.as_chunks_mut().0.iter_mut().zip(numbers).for_each(|(pair, x)| *pair = bf16_of(*x)),
         _ => out.as_chunks_mut().0.iter_mut().zip(numbers).for_each(|(four, x)| *four = x.to_le_bytes()),
     }
 }
 
+/// `x` as `bf16`, without the branches of `half`'s, which keep the compiler from doing several at once.
+fn bf16_of(x: f32) -> [u8; 2] {
+    let bits = x.to_bits();
+    let nan = bits & 0x7fff_ffff > 0x7f80_0000;
+    // Half of the last place kept, or a little less where that place is even.
+    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
+    // A NaN stays one whatever bits it loses.
+    let kept = if nan { bits | 0x40_0000 } else { rounded };
+    let [_, _, low, high] = kept.to_le_bytes();
+    [low, high]
+}
+
 #[cfg(test)]
 mod tests {
+    use half::bf16;
+
     use super::*;
+
+    fn converted(bytes: &[u8], from: DType, to: DType) -> Vec<u8> {
+        let mut out = vec![1; 3];
+        convert(bytes, from, to, &mut out);
+        out
+    }
 
     #[test]
     fn every_half_converts_as_it_does_alone() {
@@ -88,9 +100,9 @@ mod tests {
         let all: Vec<u16> = (0..=u16::MAX).chain(0..=u16::MAX).chain(0..77).collect();
         let bytes: Vec<u8> = all.iter().flat_map(|bits| bits.to_le_bytes()).collect();
         let same = |a: f32, b: f32| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan();
-        let as_bf16 = convert(&bytes, DType::F16, DType::BF16);
-        let as_f16 = convert(&bytes, DType::BF16, DType::F16);
-        let as_f32 = convert(&bytes, DType::F16, DType::F32);
+        let as_bf16 = converted(&bytes, DType::F16, DType::BF16);
+        let as_f16 = converted(&bytes, DType::BF16, DType::F16);
+        let as_f32 = converted(&bytes, DType::F16, DType::F32);
         assert_eq!([as_bf16.len(), as_f16.len(), as_f32.len()], [bytes.len(), bytes.len(), 2 * bytes.len()]);
         for (i, &bits) in all.iter().enumerate() {
             let (half, brain) = (f16::from_bits(bits).to_f32(), bf16::from_bits(bits).to_f32());
@@ -100,6 +112,26 @@ mod tests {
             let [a, b, c, d] = [0, 1, 2, 3].map(|k| as_f32[4 * i + k]);
             assert!(same(f32::from_le_bytes([a, b, c, d]), half), "{bits:04x}");
         }
-        assert!(convert(&as_f32, DType::F32, DType::F32) == as_f32);
+        assert!(converted(&as_f32, DType::F32, DType::F32) == as_f32);
+    }
+
+    #[test]
+    fn bf16_rounds_as_half_does() {
+        // Every upper half with the lower halves where rounding turns.
+        for upper in 0..=u16::MAX {
+            for lower in [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff] {
+                let x = f32::from_bits(u32::from(upper) << 16 | lower);
+                assert_eq!(bf16_of(x), bf16::from_f32(x).to_le_bytes(), "{:08x}", x.to_bits());
+            }
+        }
+    }
+
+    #[test]
+    fn decoding_and_encoding_is_converting() {
+        let bytes: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
+        let (mut numbers, mut out) = (vec![1.0; 3], vec![1; 3]);
+        decode(&bytes, DType::F16, &mut numbers);
+        encode(&numbers, DType::BF16, &mut out);
+        assert!(out == converted(&bytes, DType::F16, DType::BF16));
     }
 }

@@ -8,10 +8,12 @@ mod error;
 mod pairs;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use cogvx_graphs::Weights;
 use cogvx_graphs::weights::Tensor;
+use ndarray::linalg::general_mat_mul;
+use ndarray::{Array2, ArrayViewMut2, Axis, Slice};
 
 use super::convert::decode;
 use crate::bundle;
@@ -112,24 +114,29 @@ impl Merges {
     /// The file cannot be read, or has numbers that are not finite.
     pub(super) fn of(&self, weight: &Tensor) -> Result<Option<Delta>, LoraError> {
         let Some(addends) = self.added.get(&weight.name) else { return Ok(None) };
-        let columns = weight.shape.iter().skip(1).product();
+        let (rows, columns) = (weight.shape[0], weight.shape.iter().skip(1).product());
         let terms = addends.iter().map(|addend| {
             let weights = &self.files[addend.file];
-            let read = |tensor: &Tensor| numbers(weights, tensor, &weights.files()[tensor.file].path);
             #[allow(clippy::cast_possible_truncation)] // Rounded as PyTorch does.
             let factor = addend.factor as f32;
-            Ok(Term { a: read(&addend.a)?, b: read(&addend.b)?, rank: addend.rank, factor })
+            let a = matrix(weights, &addend.a, [addend.rank, columns])?;
+            let b = matrix(weights, &addend.b, [rows, addend.rank])?;
+            Ok(Term { a, b, factor })
         });
         Ok(Some(Delta { columns, terms: terms.collect::<Result<_, LoraError>>()? }))
     }
 }
 
-/// All numbers of `tensor`, which must be finite.
-fn numbers(weights: &Weights, tensor: &Tensor, path: &Path) -> Result<Vec<f32>, LoraError> {
-    let numbers = decode(&weights.read(tensor)?, tensor.dtype);
+/// All numbers of `tensor`, which must be finite, as a matrix.
+fn matrix(weights: &Weights, tensor: &Tensor, shape: [usize; 2]) -> Result<Array2<f32>, LoraError> {
+    let mut numbers = vec![];
+    decode(&weights.read(tensor)?, tensor.dtype, &mut numbers);
     match numbers.iter().find(|x| !x.is_finite()) {
-        Some(&found) => Err(LoraError::NotFinite { tensor: tensor.name.clone(), found, file: path.into() }),
-        None => Ok(numbers),
+        Some(&found) => {
+            let file = weights.files()[tensor.file].path.clone();
+            Err(LoraError::NotFinite { tensor: tensor.name.clone(), found, file })
+        }
+        None => Ok(Array2::from_shape_vec(shape, numbers).expect("shapes were checked against the weight's")),
     }
 }
 
@@ -139,31 +146,33 @@ pub(super) struct Delta {
     terms: Vec<Term>,
 }
 
+/// `factor * (b @ a)`
 struct Term {
-    a: Vec<f32>,
-    b: Vec<f32>,
-    rank: usize,
+    /// `[r, in]`
+    a: Array2<f32>,
+    /// `[out, r]`
+    b: Array2<f32>,
     factor: f32,
 }
 
 impl Delta {
     /// Add to `numbers`, which are the weight's from its element `at` on.
     pub(super) fn add(&self, mut at: usize, mut numbers: &mut [f32]) {
-        let mut product = vec![];
         while !numbers.is_empty() {
             let (row, column) = (at / self.columns, at % self.columns);
-            let (part, rest) = numbers.split_at_mut(numbers.len().min(self.columns - column));
+            // Part of a row, or as many rows as there are.
+            let (height, width) = match numbers.len() / self.columns {
+                rows if rows > 0 && column == 0 => (rows, self.columns),
+                _ => (1, numbers.len().min(self.columns - column)),
+            };
+            let (part, rest) = numbers.split_at_mut(height * width);
+            let mut part = ArrayViewMut2::from_shape((height, width), part).expect("as many numbers");
             for term in &self.terms {
-                product.clear();
-                product.resize(part.len(), 0.0);
-                for k in 0..term.rank {
-                    let b = term.b[row * term.rank + k];
-                    let a = &term.a[k * self.columns + column..];
-                    product.iter_mut().zip(a).for_each(|(sum, a)| *sum += b * a);
-                }
-                part.iter_mut().zip(&product).for_each(|(w, sum)| *w += term.factor * sum);
+                let b = term.b.slice_axis(Axis(0), Slice::from(row..row + height));
+                let a = term.a.slice_axis(Axis(1), Slice::from(column..column + width));
+                general_mat_mul(term.factor, &b, &a, 1.0, &mut part);
             }
-            at += part.len();
+            at += height * width;
             numbers = rest;
         }
     }

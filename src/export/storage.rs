@@ -2,6 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
+use std::panic::resume_unwind;
+use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::thread;
 
 use cogvx_calibration::plan::Plan;
 use cogvx_graphs::graph::{Graph, Source, Weight, WeightPart};
@@ -17,8 +20,10 @@ use crate::bundle::{BundleWriter, WeightsMode};
 
 /// Weights of up to this many bytes stand in the graph file: each file mapping costs a page, and there are hundreds.
 const INLINE: u64 = 1024;
-/// Elements rewritten at a time.
-const BLOCK: usize = 1 << 20;
+/// Elements rewritten at a time: a block stays in a core's cache until it is written.
+const BLOCK: usize = 1 << 18;
+/// Blocks there are.
+const BLOCKS: usize = 3;
 /// The file of weights that are not as in the checkpoint.
 const REWRITTEN: &str = "rewritten.safetensors";
 
@@ -97,12 +102,10 @@ impl<'a> Storage<'a> {
         }
         let tensor = self.weights.get(&weight.name).expect("the graph was built from these weights");
         if stored_length(tensor, weight.stored) <= INLINE {
-            let bytes = self.weights.read(tensor)?;
-            return Ok(Placement::Inline(match self.merges.of(tensor)? {
-                Some(delta) => rewrite(&bytes, 0, tensor.dtype, weight.stored, Some(&delta)),
-                None if tensor.dtype == weight.stored => bytes,
-                None => rewrite(&bytes, 0, tensor.dtype, weight.stored, None),
-            }));
+            let mut scratch = Scratch { bytes: self.weights.read(tensor)?, ..Scratch::default() };
+            let mut bytes = vec![];
+            scratch.rewrite(0, tensor.dtype, weight.stored, self.merges.of(tensor)?.as_ref(), &mut bytes);
+            return Ok(Placement::Inline(bytes));
         }
         self.used.insert(tensor.file);
         let location = self.weights.files()[tensor.file].name.clone();
@@ -138,29 +141,66 @@ impl<'a> Storage<'a> {
         let mut file = writer.create_file(path)?;
         let io = |source| ExportError::Io { path: path.into(), source };
         file.write_all(&self.header).map_err(io)?;
-        // One block is written while the next is made.
-        let mut ready = vec![];
+        // One thread makes blocks, another writes them and gives them back to be filled again: fresh memory costs more
+        // than converting what goes into it.
+        let (full, to_write) = mpsc::sync_channel::<Vec<u8>>(BLOCKS);
+        let (empty, to_fill) = mpsc::channel();
+        (0..BLOCKS).for_each(|_| empty.send(vec![]).unwrap_or(()));
+        thread::scope(|scope| {
+            let writing = scope.spawn(move || -> Result<_, ExportError> {
+                for block in to_write {
+                    file.write_all(&block).map_err(io)?;
+                    // Nobody takes it when all are made.
+                    empty.send(block).unwrap_or(());
+                }
+                Ok(file)
+            });
+            let made = self.make_blocks(&to_fill, &full);
+            drop(full);
+            let file = writing.join().unwrap_or_else(|panic| resume_unwind(panic))?;
+            made?;
+            Ok(file.finish()?)
+        })
+    }
+
+    /// Fill blocks with the rewritten weights, one after the other, until nobody takes them.
+    fn make_blocks(&self, empty: &Receiver<Vec<u8>>, full: &SyncSender<Vec<u8>>) -> Result<(), ExportError> {
+        let mut scratch = Scratch::default();
         for (name, &(dtype, ..)) in &self.rewritten {
             let tensor = self.weights.get(name).expect("planned from these weights");
             let delta = self.merges.of(tensor)?;
             for at in (0..tensor.len).step_by(BLOCK * tensor.dtype.size()) {
-                let next = || self.block(tensor, at, dtype, delta.as_ref());
-                let (written, next) = rayon::join(|| file.write_all(&ready), next);
-                written.map_err(io)?;
-                ready = next?;
+                let Ok(mut block) = empty.recv() else { return Ok(()) };
+                let size = ((BLOCK * tensor.dtype.size()) as u64).min(tensor.len - at);
+                scratch.bytes.resize(usize::try_from(size).unwrap_or(0), 0);
+                self.weights.read_into(tensor, at, &mut scratch.bytes)?;
+                let first = usize::try_from(at).unwrap_or(usize::MAX) / tensor.dtype.size();
+                scratch.rewrite(first, tensor.dtype, dtype, delta.as_ref(), &mut block);
+                if full.send(block).is_err() {
+                    return Ok(());
+                }
             }
         }
-        file.write_all(&ready).map_err(io)?;
-        Ok(file.finish()?)
+        Ok(())
     }
+}
 
-    /// The block of `tensor` from its byte `at` on, with `delta` added, as `dtype`.
-    fn block(&self, tensor: &Tensor, at: u64, dtype: DType, delta: Option<&Delta>) -> Result<Vec<u8>, ExportError> {
-        let size = ((BLOCK * tensor.dtype.size()) as u64).min(tensor.len - at);
-        let mut block = vec![0; usize::try_from(size).unwrap_or(0)];
-        self.weights.read_into(tensor, at, &mut block)?;
-        let first = usize::try_from(at).unwrap_or(usize::MAX) / tensor.dtype.size();
-        Ok(rewrite(&block, first, tensor.dtype, dtype, delta))
+/// What is needed on the way to a block.
+#[derive(Default)]
+struct Scratch {
+    /// As in the checkpoint.
+    bytes: Vec<u8>,
+    numbers: Vec<f32>,
+}
+
+impl Scratch {
+    /// Puts `bytes`, the first of which is of element `at` of its tensor, into `out`, with `delta` added and rounded once
+    /// to `to`.
+    fn rewrite(&mut self, at: usize, from: DType, to: DType, delta: Option<&Delta>, out: &mut Vec<u8>) {
+        let Some(delta) = delta else { return convert(&self.bytes, from, to, out) };
+        decode(&self.bytes, from, &mut self.numbers);
+        delta.add(at, &mut self.numbers);
+        encode(&self.numbers, to, out);
     }
 }
 
@@ -173,14 +213,6 @@ pub(super) fn header(tensors: serde_json::Map<String, serde_json::Value>) -> Vec
 
 fn stored_length(tensor: &Tensor, stored: DType) -> u64 {
     tensor.len / tensor.dtype.size() as u64 * stored.size() as u64
-}
-
-/// Elements of type `from`, the first of which is number `at` of its tensor, with `delta` added and rounded once to `to`.
-fn rewrite(bytes: &[u8], at: usize, from: DType, to: DType, delta: Option<&Delta>) -> Vec<u8> {
-    let Some(delta) = delta else { return convert(bytes, from, to) };
-    let mut numbers = decode(bytes, from);
-    delta.add(at, &mut numbers);
-    encode(&numbers, to)
 }
 
 /// The weights a graph needs, each once.
