@@ -396,7 +396,8 @@ impl Exporter<'_> {
         if let Some(table) = self.table {
             let read = |name: &str| -> Result<Vec<f32>, ExportError> {
                 let tensor = weights.get(name).expect("the graph was built from these weights");
-                let mut numbers = convert::decode(&weights.read(tensor)?, tensor.dtype);
+                let mut numbers = vec![];
+                convert::decode(&weights.read(tensor)?, tensor.dtype, &mut numbers);
                 if let Some(delta) = merges.of(tensor)? {
                     delta.add(0, &mut numbers);
                 }

@@ -82,8 +82,12 @@ impl<'a> Quantized<'a> {
                 made = Some((name, self.quantize(name)?));
             }
             let Some((_, rounded)) = &made else { continue };
+            let mut scales = vec![];
             let bytes = match part {
-                WeightPart::Scales => &encode(&rounded.scales, weight.stored),
+                WeightPart::Scales => {
+                    encode(&rounded.scales, weight.stored, &mut scales);
+                    &scales
+                }
                 WeightPart::ZeroPoints => &rounded.zero_points,
                 WeightPart::Whole | WeightPart::Values => &rounded.values,
             };
@@ -134,7 +138,8 @@ impl<'a> Quantized<'a> {
         let size = input * tensor.dtype.size();
         let mut bytes = vec![0; count * size];
         self.weights.read_into(tensor, (first * size) as u64, &mut bytes)?;
-        let mut numbers = decode(&bytes, tensor.dtype);
+        let mut numbers = vec![];
+        decode(&bytes, tensor.dtype, &mut numbers);
         if let Some(delta) = self.merges.of(tensor)? {
             delta.add(first * input, &mut numbers);
         }
