@@ -361,7 +361,12 @@ impl Exporter<'_> {
             let graph = pass::run(&mut Precision::new(compute, self.options.precision), graph).map_err(failed)?;
             lowered.push((*name, pass::run(&mut Lower::new(self.options.target), &graph).map_err(failed)?));
         }
-        let mut storage = Storage::plan(weights, merges, plan.as_ref(), lowered.iter().map(|(_, graph)| graph));
+        let mut storage = Storage::plan(
+            weights,
+            merges,
+            plan.as_ref().map(|plan| (plan, self.table)),
+            lowered.iter().map(|(_, graph)| graph),
+        );
         let mut files = vec![];
         for (name, graph) in &lowered {
             let [external, inline, converted, merged, quantized] = storage.counts(graph);

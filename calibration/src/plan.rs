@@ -42,6 +42,8 @@ pub struct Layer {
     pub features: [usize; 2],
     /// What each column of the weight is multiplied by; empty for ones. What makes the features divides them by it.
     pub columns: Vec<f32>,
+    /// Where in a calibration table it is told what the layer reads, before `columns` divide it.
+    pub place: Option<String>,
     /// What each row of the weight, and the bias, is multiplied by; empty for ones.
     pub rows: Vec<f32>,
 }
@@ -85,7 +87,13 @@ impl Plan {
             if let Some(features) = quantizable(weight) {
                 layers.insert(
                     weight.name.clone(),
-                    Layer { form: form(scheme, target, features[1]), features, columns: vec![], rows: vec![] },
+                    Layer {
+                        form: form(scheme, target, features[1]),
+                        features,
+                        columns: vec![],
+                        place: None,
+                        rows: vec![],
+                    },
                 );
             }
         }

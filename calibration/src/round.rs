@@ -1,60 +1,191 @@
-//! Weights in few bits.
+//! Weights and features in few bits.
 
 use cogvx_graphs::pass::Target;
 use cogvx_graphs::quantized::LinearForm;
 
-/// Rows of a weight, rounded. Values of four bits are two to a byte, the first in the lower half.
+use crate::compensate::Compensation;
+use crate::float8;
+
+/// Rows of a weight, rounded.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Rounded {
-    /// The values, row by row, each row on whole bytes.
+    /// The values, row by row, each row on whole bytes; those of four bits are two to a byte, the first in the lower half.
     pub values: Vec<u8>,
     /// What a value is a multiple of: for each row, or for each block of each row.
     pub scales: Vec<f32>,
-    /// The value that stands for zero in each block, in as many bits as values; empty where values are symmetric.
+    /// The value that stands for zero in each block, packed as values are; empty where that is the same for all.
     pub zero_points: Vec<u8>,
 }
 
-/// Rows of `width` numbers of a weight, in the values of `form` on `target`.
-#[must_use]
-pub fn round(form: LinearForm, target: Target, rows: &[f32], width: usize) -> Rounded {
-    match form {
-        LinearForm::Blocks { bits, block, .. } if target == Target::TensorRt => {
-            rows_to_signed_blocks(rows, width, bits, block)
-        }
-        LinearForm::Blocks { bits, block, symmetric } => rows_to_blocks(rows, width, bits, block, symmetric),
-        LinearForm::PerToken | LinearForm::PerTensor { .. } | LinearForm::Float8 { .. } => rows_to_int8(rows, width),
+/// The values a form has for weights.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Grid {
+    /// Columns that share a scale.
+    block: usize,
+    levels: Levels,
+    /// Whether a row is filled up to whole blocks.
+    filled: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Levels {
+    /// From `-most` to `most`.
+    Signed { bits: u8 },
+    /// From 0 up, zero in the middle.
+    Middle { bits: u8 },
+    /// From 0 up, each block with its own zero.
+    Shifted { bits: u8 },
+    /// Eight-bit floating point.
+    Float8,
+}
+
+impl Grid {
+    fn of(form: LinearForm, target: Target, width: usize) -> Self {
+        let (block, levels) = match form {
+            LinearForm::Blocks { bits, block, .. } if target == Target::TensorRt => (block, Levels::Signed { bits }),
+            LinearForm::Blocks { bits, block, symmetric: true } => (block, Levels::Middle { bits }),
+            LinearForm::Blocks { bits, block, symmetric: false } => (block, Levels::Shifted { bits }),
+            LinearForm::PerToken | LinearForm::PerTensor { .. } => (width, Levels::Signed { bits: 8 }),
+            LinearForm::Float8 { .. } => (width, Levels::Float8),
+        };
+        Self { block, levels, filled: matches!(levels, Levels::Middle { .. } | Levels::Shifted { .. }) }
     }
+}
+
+impl Levels {
+    fn bits(self) -> u8 {
+        match self {
+            Self::Signed { bits } | Self::Middle { bits } | Self::Shifted { bits } => bits,
+            Self::Float8 => 8,
+        }
+    }
+
+    /// Scale and zero point for these numbers.
+    fn scale(self, numbers: &[f32]) -> (f32, f32) {
+        match self {
+            Self::Signed { bits } => (step(largest(numbers), signed_most(bits)), 0.0),
+            Self::Middle { bits } => {
+                // The number of largest magnitude becomes the value of which there is one more, 0: its sign is the scale's.
+                let middle = f32::from(1_u8 << (bits - 1));
+                let extreme = numbers.iter().fold(0.0_f32, |e, &x| if x.abs() > e.abs() { x } else { e });
+                (-extreme.signum() * step(extreme.abs(), middle), middle)
+            }
+            Self::Shifted { bits } => {
+                let most = unsigned_most(bits);
+                let (least, greatest) = numbers.iter().fold((0.0_f32, 0.0_f32), |(a, b), &x| (a.min(x), b.max(x)));
+                let step = step(greatest - least, most);
+                (step, (-least / step).round().clamp(0.0, most))
+            }
+            Self::Float8 => (step(largest(numbers), float8::MOST), 0.0),
+        }
+    }
+
+    /// The value nearest to a number of scales beyond zero, as its byte, and what it stands for in scales.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // Clamped.
+    fn value(self, scales: f32, zero: f32) -> (u8, f32) {
+        match self {
+            Self::Signed { bits } => {
+                let value = scales.round_ties_even().clamp(-signed_most(bits), signed_most(bits));
+                ((value as i8).to_le_bytes()[0] & (u8::MAX >> (8 - bits)), value)
+            }
+            Self::Middle { bits } | Self::Shifted { bits } => {
+                let value = (scales + zero).round_ties_even().clamp(0.0, unsigned_most(bits));
+                (value as u8, value - zero)
+            }
+            Self::Float8 => {
+                let byte = float8::encode(scales);
+                (byte, float8::decode(byte))
+            }
+        }
+    }
+}
+
+fn signed_most(bits: u8) -> f32 {
+    f32::from(i8::MAX >> (8 - bits))
+}
+
+fn unsigned_most(bits: u8) -> f32 {
+    f32::from(u8::MAX >> (8 - bits))
+}
+
+/// Round rows of `width` numbers of a weight to the values of `form` on `target`. With a compensation, the error of each
+/// column is made up for by the columns after it.
+#[must_use]
+pub fn round(
+    form: LinearForm,
+    target: Target,
+    rows: &[f32],
+    width: usize,
+    compensation: Option<&Compensation>,
+) -> Rounded {
+    let mut rounded = Rounded::default();
+    each(form, target, rows, width, compensation, |grid, row| {
+        rounded.scales.extend(row.grids.iter().map(|(scale, _)| scale));
+        let bits = grid.levels.bits();
+        pack(&row.values, bits, &mut rounded.values);
+        if let Levels::Shifted { .. } = grid.levels {
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // A value.
+            let zeros: Vec<_> = row.grids.iter().map(|&(_, zero)| zero as u8).collect();
+            pack(&zeros, bits, &mut rounded.zero_points);
+        }
+    });
+    rounded
 }
 
 /// The numbers that the values of `form` for rows of `width` numbers stand for.
 #[must_use]
 pub fn restore(form: LinearForm, target: Target, rows: &[f32], width: usize) -> Vec<f32> {
-    let rounded = round(form, target, rows, width);
-    let (bits, block, middle) = match form {
-        LinearForm::Blocks { bits, block, .. } => {
-            (bits, block, if target == Target::TensorRt { 0 } else { 1 << (bits - 1) })
-        }
-        _ => (8, width, 0_u8),
-    };
-    let unpack = |bytes: &[u8]| -> Vec<u8> {
-        if bits == 8 { bytes.to_vec() } else { bytes.iter().flat_map(|b| [b & 15, b >> 4]).collect() }
-    };
-    let (values, zeros) = (unpack(&rounded.values), unpack(&rounded.zero_points));
-    let blocks = width.div_ceil(block);
-    let (values_a_row, zeros_a_row) = (blocks * block, if bits == 4 { blocks.next_multiple_of(2) } else { blocks });
     let mut numbers = Vec::with_capacity(rows.len());
-    for row in 0..rows.len() / width {
-        for at in 0..width {
-            let value = values[row * values_a_row + at];
-            let value = if middle == 0 {
-                f32::from(i8::from_le_bytes([value << (8 - bits)]) >> (8 - bits))
-            } else {
-                f32::from(value) - f32::from(zeros.get(row * zeros_a_row + at / block).copied().unwrap_or(middle))
-            };
-            numbers.push(value * rounded.scales[row * blocks + at / block]);
-        }
-    }
+    each(form, target, rows, width, None, |_, row| numbers.extend_from_slice(&row.numbers));
     numbers
+}
+
+/// A rounded row.
+struct Row {
+    /// Values as bytes.
+    values: Vec<u8>,
+    /// What they stand for.
+    numbers: Vec<f32>,
+    /// Scale and zero point of each block.
+    grids: Vec<(f32, f32)>,
+}
+
+fn each(
+    form: LinearForm,
+    target: Target,
+    rows: &[f32],
+    width: usize,
+    compensation: Option<&Compensation>,
+    mut take: impl FnMut(Grid, &Row),
+) {
+    let grid = Grid::of(form, target, width);
+    let mut row = Row { values: vec![], numbers: vec![], grids: vec![] };
+    for numbers in rows.chunks_exact(width) {
+        row.values.clear();
+        row.numbers.clear();
+        row.grids.clear();
+        let mut compensating = compensation.map(Compensation::start);
+        for (i, block) in numbers.chunks(grid.block).enumerate() {
+            let (scale, zero) = grid.levels.scale(block);
+            let inverse = 1.0 / scale;
+            row.grids.push((scale, zero));
+            for (j, &x) in block.iter().enumerate() {
+                let column = i * grid.block + j;
+                let wanted = x + compensating.as_ref().map_or(0.0, |c| c.correction(column));
+                let (value, stands_for) = grid.levels.value(wanted * inverse, zero);
+                let number = stands_for * scale;
+                if let Some(compensating) = &mut compensating {
+                    compensating.made(column, number - x);
+                }
+                row.values.push(value);
+                row.numbers.push(number);
+            }
+            if grid.filled {
+                row.values.resize((i + 1) * grid.block, grid.levels.value(0.0, zero).0);
+            }
+        }
+        take(grid, &row);
+    }
 }
 
 /// Rows of `width` features, as `form` rounds them before it computes.
@@ -63,119 +194,36 @@ pub fn restore_features(form: LinearForm, mut rows: Vec<f32>, width: usize) -> V
     match form {
         LinearForm::PerToken => {
             for row in rows.chunks_exact_mut(width) {
-                let scale = step(largest(row), 127.0);
+                let scale = step(largest(row), signed_most(8));
                 for x in row {
-                    *x = f32::from(to_i8(*x / scale)) * scale;
+                    *x = Levels::Signed { bits: 8 }.value(*x / scale, 0.0).1 * scale;
                 }
             }
         }
         LinearForm::PerTensor { scale, zero_point } => {
-            let zero = f32::from(zero_point);
             for x in &mut rows {
-                *x = (f32::from(to_u8(*x / scale + zero, 255.0)) - zero) * scale;
+                *x = Levels::Shifted { bits: 8 }.value(*x / scale, zero_point.into()).1 * scale;
             }
         }
-        LinearForm::Blocks { .. } | LinearForm::Float8 { .. } => {}
+        LinearForm::Float8 { scale } => {
+            for x in &mut rows {
+                *x = Levels::Float8.value(*x / scale, 0.0).1 * scale;
+            }
+        }
+        LinearForm::Blocks { .. } => {}
     }
     rows
 }
 
-/// Signed 8-bit values of rows of `width` numbers, with a scale for each row; -128 is not used.
-#[must_use]
-pub fn rows_to_int8(rows: &[f32], width: usize) -> Rounded {
-    let mut rounded = Rounded::default();
-    rounded.values.reserve(rows.len());
-    for row in rows.chunks_exact(width) {
-        let scale = step(largest(row), 127.0);
-        let inverse = 1.0 / scale;
-        rounded.values.extend(row.iter().map(|x| to_i8(x * inverse).to_le_bytes()[0]));
-        rounded.scales.push(scale);
-    }
-    rounded
-}
-
-/// Unsigned values of 8 or 4 bits of rows of `width` numbers, with a scale for each `block` of a row. The last block of a row is
-/// filled up with zeros.
-///
-/// # Panics
-/// If `bits` is neither 8 nor 4.
-#[must_use]
-pub fn rows_to_blocks(rows: &[f32], width: usize, bits: u8, block: usize, symmetric: bool) -> Rounded {
-    assert!(bits == 8 || bits == 4, "8 or 4 bits");
-    let levels = f32::from(u8::MAX >> (8 - bits));
-    let mut rounded = Rounded::default();
-    let mut values = vec![0; block];
-    for row in rows.chunks_exact(width) {
-        let mut zero_points = vec![];
-        for numbers in row.chunks(block) {
-            let (scale, zero) =
-                if symmetric { symmetric_step(numbers, levels) } else { step_and_zero(numbers, levels) };
-            let inverse = 1.0 / scale;
-            values.fill(to_u8(zero, levels));
-            for (value, x) in values.iter_mut().zip(numbers) {
-                *value = to_u8(x * inverse + zero, levels);
-            }
-            pack(&values, bits, &mut rounded.values);
-            rounded.scales.push(scale);
-            zero_points.push(to_u8(zero, levels));
-        }
-        if !symmetric {
-            pack(&zero_points, bits, &mut rounded.zero_points);
-        }
-    }
-    rounded
-}
-
-/// Signed values of 8 or 4 bits of rows of `width` numbers, with a positive scale for each `block` of a row; the least value is
-/// not used. Blocks must fill rows.
-#[must_use]
-pub fn rows_to_signed_blocks(rows: &[f32], width: usize, bits: u8, block: usize) -> Rounded {
-    debug_assert!(width.is_multiple_of(block), "blocks fill rows");
-    let most = f32::from(i8::MAX >> (8 - bits));
-    let mut rounded = Rounded::default();
-    for numbers in rows.chunks_exact(block) {
-        let scale = step(largest(numbers), most);
-        let inverse = 1.0 / scale;
-        let byte = |x: &f32| to_i8((x * inverse).clamp(-most, most)).to_le_bytes()[0] & (u8::MAX >> (8 - bits));
-        pack(&numbers.iter().map(byte).collect::<Vec<_>>(), bits, &mut rounded.values);
-        rounded.scales.push(scale);
-    }
-    rounded
-}
-
 /// The largest magnitude.
-fn largest(numbers: &[f32]) -> f32 {
+pub(crate) fn largest(numbers: &[f32]) -> f32 {
     numbers.iter().fold(0.0, |largest: f32, x| largest.max(x.abs()))
 }
 
 /// A scale that reaches `magnitude` with `values`; 1 where all is zero.
-fn step(magnitude: f32, values: f32) -> f32 {
+pub(crate) fn step(magnitude: f32, values: f32) -> f32 {
     let step = magnitude / values;
     if step.is_normal() { step } else { 1.0 }
-}
-
-/// The number of largest magnitude becomes the value of which there is one more, 0: its sign is the scale's.
-fn symmetric_step(numbers: &[f32], levels: f32) -> (f32, f32) {
-    let middle = levels.mul_add(0.5, 0.5);
-    let extreme = numbers.iter().fold(0.0_f32, |extreme, &x| if x.abs() > extreme.abs() { x } else { extreme });
-    (-extreme.signum() * step(extreme.abs(), middle), middle)
-}
-
-/// From the least to the greatest number, zero among them.
-fn step_and_zero(numbers: &[f32], levels: f32) -> (f32, f32) {
-    let (least, greatest) = numbers.iter().fold((0.0_f32, 0.0_f32), |(a, b), &x| (a.min(x), b.max(x)));
-    let step = step(greatest - least, levels);
-    (step, (-least / step).round().clamp(0.0, levels))
-}
-
-#[allow(clippy::cast_possible_truncation)] // Clamped.
-fn to_i8(x: f32) -> i8 {
-    x.round_ties_even().clamp(-127.0, 127.0) as i8
-}
-
-#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // Clamped.
-fn to_u8(x: f32, levels: f32) -> u8 {
-    x.round_ties_even().clamp(0.0, levels) as u8
 }
 
 /// Values of `bits` bits as bytes; an odd last one stands alone.
@@ -192,7 +240,7 @@ mod tests {
     use super::*;
 
     /// Uneven numbers of both signs, the same each time.
-    fn numbers(n: usize) -> Vec<f32> {
+    pub(crate) fn numbers(n: usize) -> Vec<f32> {
         let mut state = 1_u32;
         let mut next = || {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -201,66 +249,52 @@ mod tests {
         (0..n).map(|_| next()).collect()
     }
 
-    fn unpack(bytes: &[u8], bits: u8) -> Vec<u8> {
-        if bits == 8 { bytes.to_vec() } else { bytes.iter().flat_map(|b| [b & 15, b >> 4]).collect() }
+    /// Every form on the targets it has a layout of its own for.
+    fn forms() -> Vec<(LinearForm, Target)> {
+        let blocks = |bits, symmetric| LinearForm::Blocks { bits, block: 16, symmetric };
+        vec![
+            (LinearForm::PerToken, Target::Cpu),
+            (blocks(8, true), Target::Cpu),
+            (blocks(8, false), Target::Cpu),
+            (blocks(4, true), Target::Cpu),
+            (blocks(4, false), Target::Cpu),
+            (blocks(8, true), Target::TensorRt),
+            (blocks(4, true), Target::TensorRt),
+        ]
     }
 
     #[test]
-    fn int8_rows_are_within_half_a_step() {
-        let rows = numbers(5 * 33);
-        let rounded = rows_to_int8(&rows, 33);
-        for (i, x) in rows.iter().enumerate() {
-            let (scale, value) = (rounded.scales[i / 33], i8::from_le_bytes([rounded.values[i]]));
-            assert!((f32::from(value) * scale - x).abs() <= 0.5001 * scale, "{i}");
-        }
-    }
-
-    #[test]
-    fn blocks_are_within_half_a_step_and_the_last_one_is_filled_with_zero() {
-        // 40 numbers are two blocks and a half.
-        let rows = numbers(3 * 40);
-        for bits in [8, 4] {
-            for symmetric in [true, false] {
-                let rounded = rows_to_blocks(&rows, 40, bits, 16, symmetric);
-                let (values, zeros) = (unpack(&rounded.values, bits), unpack(&rounded.zero_points, bits));
-                // Three blocks a row; zero points of a row fill whole bytes.
-                let zeros_a_row = if bits == 4 { 4 } else { 3 };
-                for row in 0..3 {
-                    for at in 0..48 {
-                        let scale = rounded.scales[row * 3 + at / 16];
-                        let zero = match zeros.get(row * zeros_a_row + at / 16) {
-                            Some(&zero) => f32::from(zero),
-                            None => f32::from(1_u8 << (bits - 1)),
-                        };
-                        let found = (f32::from(values[row * 48 + at]) - zero) * scale;
-                        let expected = if at < 40 { rows[row * 40 + at] } else { 0.0 };
-                        // Symmetric values have one more on the side of the largest magnitude than on the other.
-                        let most = if symmetric { 1.0 } else { 0.5001 };
-                        assert!((found - expected).abs() <= most * scale.abs(), "{bits} {symmetric} {row} {at}");
-                    }
-                }
+    fn numbers_are_within_half_a_step() {
+        let rows = numbers(3 * 48);
+        for (form, target) in forms() {
+            let rounded = round(form, target, &rows, 48, None);
+            let restored = restore(form, target, &rows, 48);
+            let block = 48 * 3 / rounded.scales.len();
+            for (i, (x, y)) in rows.iter().zip(&restored).enumerate() {
+                // Values with zero in the middle have one less on the side of the smaller magnitude.
+                let most = if matches!(form, LinearForm::Blocks { symmetric: true, .. }) { 1.0 } else { 0.5001 };
+                let scale = rounded.scales[i / block].abs();
+                assert!((x - y).abs() <= most * scale, "{form:?} {target:?} {i}: {x} {y} {scale}");
             }
         }
     }
 
     #[test]
-    fn signed_blocks_are_within_half_a_step() {
-        let rows = numbers(2 * 64);
-        for bits in [8, 4] {
-            let rounded = rows_to_signed_blocks(&rows, 64, bits, 32);
-            for (i, (value, x)) in unpack(&rounded.values, bits).into_iter().zip(&rows).enumerate() {
-                let value = i8::from_le_bytes([value << (8 - bits)]) >> (8 - bits);
-                let scale = rounded.scales[i / 32];
-                assert!((f32::from(value) * scale - x).abs() <= 0.5001 * scale, "{bits} {i}");
-            }
-        }
+    fn rows_are_filled_up_to_whole_blocks_of_zero() {
+        // Two blocks and a half: 48 values of four bits are 24 bytes, three zero points two bytes.
+        let form = LinearForm::Blocks { bits: 4, block: 16, symmetric: false };
+        let rounded = round(form, Target::Cpu, &numbers(40), 40, None);
+        assert_eq!([rounded.values.len(), rounded.scales.len(), rounded.zero_points.len()], [24, 3, 2]);
+        let zero = rounded.zero_points[1] & 15;
+        assert_eq!(rounded.values[20..], [zero | zero << 4; 4]);
     }
 
     #[test]
     fn rows_of_zeros_stay_zero() {
-        let zeros = [0.0; 32];
-        assert_eq!(rows_to_int8(&zeros, 32), Rounded { values: vec![0; 32], scales: vec![1.0], zero_points: vec![] });
-        let blocks = rows_to_blocks(&zeros, 32, 4, 32, false);
-        assert_eq!((blocks.values, blocks.zero_points), (vec![0; 16], vec![0]));
+        for (form, target) in forms() {
+            assert_eq!(restore(form, target, &[0.0; 48], 48), [0.0; 48], "{form:?} {target:?}");
+        }
+        let rounded = round(LinearForm::PerToken, Target::Cpu, &[0.0; 32], 32, None);
+        assert_eq!(rounded, Rounded { values: vec![0; 32], scales: vec![1.0], zero_points: vec![] });
     }
 }

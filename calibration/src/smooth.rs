@@ -38,8 +38,13 @@ pub type Read<'a, E> = dyn Fn(&str) -> Result<Vec<f32>, E> + 'a;
 /// # Errors
 /// Those of `read`.
 pub fn smooth<E>(plan: &mut Plan, graph: &Graph, component: &str, table: &Table, read: &Read<'_, E>) -> Result<(), E> {
+    for (name, layer) in &mut plan.layers {
+        let place = table.layers.get(&format!("{component}/{name}"));
+        let fits = |place: &&String| table.places.get(*place).is_some_and(|place| place.width == layer.features[1]);
+        layer.place = place.filter(fits).cloned();
+    }
     for (layers, origin) in groups(plan, graph) {
-        let place = layers.iter().find_map(|layer| table.layers.get(&format!("{component}/{layer}")));
+        let place = layers.iter().find_map(|layer| plan.layers[layer].place.as_ref());
         let Some(place) = place.and_then(|place| table.places.get(place)) else { continue };
         let weights = layers.iter().map(|name| read(name)).collect::<Result<Vec<_>, E>>()?;
         let members: Vec<_> = layers.iter().map(|name| &plan.layers[name]).zip(&weights).collect();

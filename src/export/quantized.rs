@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::io::Write as _;
 
+use cogvx_calibration::compensate::Compensation;
 use cogvx_calibration::plan::{Layer, Plan};
 use cogvx_calibration::round::{Rounded, round};
+use cogvx_calibration::table::Table;
 use cogvx_graphs::graph::{Weight, WeightPart};
 use cogvx_graphs::onnx::Placement;
 use cogvx_graphs::pass::Target;
@@ -28,6 +30,7 @@ pub(super) struct Quantized<'a> {
     weights: &'a Weights,
     merges: &'a Merges,
     plan: &'a Plan,
+    table: Option<&'a Table>,
     /// By name and part: the tensor, its first byte in the file and its bytes.
     parts: BTreeMap<(String, WeightPart), (Weight, u64, u64)>,
     header: Vec<u8>,
@@ -35,7 +38,12 @@ pub(super) struct Quantized<'a> {
 
 impl<'a> Quantized<'a> {
     /// Plan for the quantized weights among `wanted`.
-    pub(super) fn plan(weights: &'a Weights, merges: &'a Merges, plan: &'a Plan, wanted: Vec<Weight>) -> Self {
+    pub(super) fn plan(
+        weights: &'a Weights,
+        merges: &'a Merges,
+        (plan, table): (&'a Plan, Option<&'a Table>),
+        wanted: Vec<Weight>,
+    ) -> Self {
         let wanted = wanted.into_iter().filter(|w| w.part != WeightPart::Whole);
         let wanted: BTreeMap<_, _> = wanted.map(|w| ((w.name.clone(), w.part), w)).collect();
         let mut header = serde_json::Map::new();
@@ -57,7 +65,7 @@ impl<'a> Quantized<'a> {
         for (_, offset, _) in parts.values_mut() {
             *offset += header.len() as u64;
         }
-        Self { weights, merges, plan, parts, header }
+        Self { weights, merges, plan, table, parts, header }
     }
 
     /// Where the graph finds `weight`.
@@ -103,11 +111,12 @@ impl<'a> Quantized<'a> {
         let layer = &self.plan.layers[name];
         let [out, input] = layer.features;
         let rows = (BLOCK / input).clamp(1, out);
+        let compensation = self.compensation(layer);
         let blocks: Vec<_> = (0..out)
             .step_by(rows)
             .collect::<Vec<_>>()
             .into_par_iter()
-            .map(|first| self.quantize_rows(tensor, layer, first, rows.min(out - first)))
+            .map(|first| self.quantize_rows(tensor, layer, compensation.as_ref(), [first, rows.min(out - first)]))
             .collect::<Result<_, _>>()?;
         let transposed = self.plan.target == Target::Cpu && !matches!(layer.form, LinearForm::Blocks { .. });
         let mut whole = Rounded::default();
@@ -126,13 +135,23 @@ impl<'a> Quantized<'a> {
         Ok(whole)
     }
 
+    /// By what the layer is known to read.
+    fn compensation(&self, layer: &Layer) -> Option<Compensation> {
+        let place = self.table?.places.get(layer.place.as_ref()?)?;
+        let mut sample = place.rows.clone();
+        for row in sample.chunks_exact_mut(place.width) {
+            row.iter_mut().zip(&layer.columns).for_each(|(x, s)| *x /= s);
+        }
+        Compensation::new(&sample, place.width)
+    }
+
     /// `count` rows from row `first` on.
     fn quantize_rows(
         &self,
         tensor: &Tensor,
         layer: &Layer,
-        first: usize,
-        count: usize,
+        compensation: Option<&Compensation>,
+        [first, count]: [usize; 2],
     ) -> Result<Rounded, ExportError> {
         let [_, input] = layer.features;
         let size = input * tensor.dtype.size();
@@ -146,7 +165,7 @@ impl<'a> Quantized<'a> {
         for (i, row) in numbers.chunks_exact_mut(input).enumerate() {
             layer.scale_row(first + i, row);
         }
-        Ok(round(layer.form, self.plan.target, &numbers, input))
+        Ok(round(layer.form, self.plan.target, &numbers, input, compensation))
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::thread;
 
 use cogvx_calibration::plan::Plan;
+use cogvx_calibration::table::Table;
 use cogvx_graphs::graph::{Graph, Source, Weight, WeightPart};
 use cogvx_graphs::onnx::Placement;
 use cogvx_graphs::weights::Tensor;
@@ -44,7 +45,7 @@ impl<'a> Storage<'a> {
     pub(super) fn plan<'g>(
         weights: &'a Weights,
         merges: &'a Merges,
-        quantization: Option<&'a Plan>,
+        quantization: Option<(&'a Plan, Option<&'a Table>)>,
         graphs: impl Iterator<Item = &'g Graph>,
     ) -> Self {
         let (whole, parts): (Vec<_>, Vec<_>) = graphs.flat_map(weights_of).partition(|w| w.part == WeightPart::Whole);
