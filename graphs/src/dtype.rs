@@ -27,6 +27,9 @@ pub enum DType {
 }
 
 impl DType {
+    /// All of them.
+    pub const ALL: [Self; 8] = [Self::F32, Self::F16, Self::BF16, Self::I64, Self::I32, Self::U8, Self::I8, Self::Bool];
+
     /// Bytes of one element.
     #[must_use]
     pub const fn size(self) -> usize {
@@ -57,6 +60,12 @@ impl DType {
             Self::F16 => 10,
             Self::BF16 => 16,
         }
+    }
+
+    /// The type of this code in ONNX's `TensorProto.DataType`, if cogvx can use it.
+    #[must_use]
+    pub fn from_onnx(code: i32) -> Option<Self> {
+        Self::ALL.into_iter().find(|dtype| dtype.onnx() == code)
     }
 
     /// The type a safetensors header calls `name`, if cogvx can use it.
@@ -110,12 +119,9 @@ impl fmt::Display for DType {
 mod tests {
     use super::DType;
 
-    const ALL: [DType; 8] =
-        [DType::F32, DType::F16, DType::BF16, DType::I64, DType::I32, DType::U8, DType::I8, DType::Bool];
-
     #[test]
     fn safetensors_names_round_trip() {
-        for dtype in ALL {
+        for dtype in DType::ALL {
             assert_eq!(DType::from_safetensors(dtype.safetensors()), Some(dtype));
         }
         assert_eq!(DType::from_safetensors("F64"), None);
@@ -135,8 +141,9 @@ mod tests {
             DataType::INT8,
             DataType::BOOL,
         ];
-        for (ours, theirs) in ALL.into_iter().zip(theirs) {
+        for (ours, theirs) in DType::ALL.into_iter().zip(theirs) {
             assert_eq!(ours.onnx(), theirs.value(), "{ours}");
+            assert_eq!(DType::from_onnx(ours.onnx()), Some(ours));
         }
     }
 }

@@ -1,5 +1,7 @@
 //! The operations of a graph: what CogVideoX means, and what a target's ONNX says.
 
+use std::borrow::Cow;
+
 use crate::{DType, Dim};
 
 /// Element type and sizes of a tensor.
@@ -164,7 +166,7 @@ pub enum Attribute {
     Int(i64),
     Ints(Vec<i64>),
     Float(f32),
-    Text(&'static str),
+    Text(Cow<'static, str>),
 }
 
 impl Op {
