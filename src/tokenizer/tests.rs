@@ -113,7 +113,7 @@ fn truncated_and_garbled_files_are_refused_by_name() {
     for (name, text, wanted) in [
         ("tokenizer_config.json", "[1]", "expected a JSON object"),
         ("tokenizer_config.json", r#"{"extra_ids": 1e9}"#, "`extra_ids`: "),
-        ("tokenizer_config.json", r#"{"extra_ids": 100001}"#, "`extra_ids`: expected at most 100000, found 100001"),
+        ("tokenizer_config.json", r#"{"extra_ids": 10001}"#, "`extra_ids`: expected at most 10000, found 10001"),
         ("tokenizer_config.json", r#"{"pad_token": 3}"#, "`pad_token`: expected a token, found 3"),
         ("tokenizer_config.json", r#"{"pad_token": null}"#, "expected a `pad_token`, found none"),
         ("tokenizer_config.json", r#"{"added_tokens_decoder": {"x": {}}}"#, "`added_tokens_decoder`: "),

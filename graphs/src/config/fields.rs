@@ -82,11 +82,16 @@ impl<'a> Fields<'a> {
             let found = opened.bytes.max(bytes.len() as u64);
             return Err(ConfigError::TooLarge { file: file.into(), limit: MAX_BYTES, found });
         }
+        Self::parse(file, &bytes)
+    }
+
+    /// The fields of the text `bytes`; `file` is for messages.
+    pub fn parse(file: &'a Path, bytes: &[u8]) -> Result<Self, ConfigError> {
         if bytes.starts_with(b"version https://git-lfs") {
             let problem = "expected JSON, found a git-lfs pointer: run `git lfs pull`".into();
             return Err(ConfigError::Json { file: file.into(), problem });
         }
-        let value = parse(&bytes).map_err(|problem| ConfigError::Json { file: file.into(), problem })?;
+        let value = parse(bytes).map_err(|problem| ConfigError::Json { file: file.into(), problem })?;
         Self::new(file, value)
     }
 
@@ -95,10 +100,6 @@ impl<'a> Fields<'a> {
             Value::Object(map) => Ok(Self { file, map }),
             _ => Err(ConfigError::Json { file: file.into(), problem: "expected a JSON object".into() }),
         }
-    }
-
-    pub fn file(&self) -> &'a Path {
-        self.file
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (&String, &Value)> {
