@@ -6,6 +6,7 @@
 mod checkpoints;
 mod commands;
 mod configs;
+mod full;
 mod pictures;
 mod references;
 mod runs;
