@@ -23,8 +23,8 @@ pub(crate) use minimal::minimal_spm;
 use pieces::Pieces;
 use settings::{Settings, Side};
 
-/// Largest tokenizer file read, in bytes; published ones have less than 3 MB.
-const MAX_FILE: u64 = 64 << 20;
+/// Largest tokenizer file read, in bytes: published ones have less than 3 MB, and decoded pieces can take 40 times theirs.
+const MAX_FILE: u64 = 16 << 20;
 /// Id of the unknown piece: `T5Tokenizer` fixes it, whatever the file says.
 const UNKNOWN: usize = 2;
 /// The space marker of `SentencePiece`.
@@ -84,7 +84,7 @@ impl Tokenizer {
     /// `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json`.
     ///
     /// # Errors
-    /// A file that cannot be read, is larger than 64 MiB, or does not hold a Unigram vocabulary and its settings.
+    /// A file that cannot be read, is larger than 16 MiB, or does not hold a Unigram vocabulary and its settings.
     pub fn open(dir: &Path) -> Result<Self, TokenizerError> {
         Self::from_files(dir, &read)
     }

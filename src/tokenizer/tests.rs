@@ -205,3 +205,12 @@ fn as_many_tokens_as_are_allowed_take_no_time_and_more_are_refused() {
     let message = refusal(&[("spiece.model", &bytes), ("tokenizer_config.json", settings(10_001).as_bytes())]);
     assert!(message.contains("expected at most 10000, found 10001"), "{message}");
 }
+
+#[test]
+fn a_file_of_a_terabyte_is_refused_without_reading_it_all() {
+    let dir = folder(&[("spiece.model", b"")]);
+    let file = std::fs::OpenOptions::new().write(true).open(dir.path().join("spiece.model")).expect("there");
+    file.set_len(1 << 40).expect("a sparse file");
+    let message = Tokenizer::open(dir.path()).expect_err("refused").to_string();
+    assert!(message.ends_with("spiece.model`: expected at most 16777216 bytes, found more"), "{message}");
+}

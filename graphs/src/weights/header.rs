@@ -16,6 +16,8 @@ use crate::dtype::DType;
 
 /// The format's own limit.
 const MAX_HEADER: u64 = 100_000_000;
+/// Largest header whose metadata are kept: maps of short strings take many times their bytes.
+const MAX_METADATA: u64 = 16 << 20;
 const MAX_RANK: usize = 16;
 pub(super) const MAX_NAME: usize = 1024;
 
@@ -75,7 +77,10 @@ pub(super) fn metadata(file: &Bytes, end: u64, path: &Path) -> Result<BTreeMap<S
         #[serde(default, rename = "__metadata__")]
         metadata: Option<BTreeMap<String, String>>,
     }
-    let mut json = vec![0; usize::try_from(end.saturating_sub(8).min(MAX_HEADER)).unwrap_or(0)];
+    if end > MAX_METADATA {
+        return Err(WeightsError::HeaderLength { file: path.into(), limit: MAX_METADATA, found: end });
+    }
+    let mut json = vec![0; usize::try_from(end.saturating_sub(8)).unwrap_or(0)];
     file.read_exact_at(&mut json, 8).map_err(|source| WeightsError::Io { file: path.into(), source })?;
     let reserved: Reserved =
         parse(&json).map_err(|e| WeightsError::Json { file: path.into(), problem: format!("`__metadata__`: {e}") })?;
