@@ -299,7 +299,8 @@ impl Check<'_> {
             value.ok_or_else(|| self.wrong(place, format!("external data with a `{key}`"), "none"))
         };
         let (location, offset, length) = (take("location")?, take("offset")?, take("length")?);
-        let odd = |c: char| c.is_control() || matches!(c, '\\' | ':');
+        // As in a manifest. ONNX Runtime takes `*/_ORT_MEM_ADDR_/*` for its own memory, and the offset for an address.
+        let odd = |c: char| c.is_control() || matches!(c, '\\' | ':' | '*' | '?' | '"' | '<' | '>' | '|');
         let plain = |part: &str| !part.is_empty() && part != "." && part != "..";
         let inside = location.len() <= 1024 && !location.contains(odd) && location.split('/').all(plain);
         self.that(inside, place, "external data in a plain relative path", quoted(&location))?;

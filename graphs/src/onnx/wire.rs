@@ -1,6 +1,6 @@
 //! A look at the bytes of an ONNX file before any message is decoded: which fields there are, and how many.
 
-/// Most fields in a file: a decoded one takes up to some 250 bytes. The graphs of the published models have some 100,000.
+/// Most fields in a file: a decoded one takes up to some 250 bytes. The graphs of the published models stay far below.
 const MAX_FIELDS: usize = 1 << 20;
 
 /// The messages cogvx writes, by their names in `onnx.proto`.
