@@ -149,10 +149,12 @@ impl<'a> Fields<'a> {
         value.as_f64().filter(|n| range.contains(n)).ok_or_else(|| self.wrong(field, expected()))
     }
 
-    /// An epsilon, as the `f32` it is in an ONNX attribute.
+    /// An epsilon, as the `f32` it is in an ONNX attribute; the range is of `f32` too, so that what is written is read back.
     #[expect(clippy::cast_possible_truncation, reason = "the range keeps it a normal f32")]
     pub fn epsilon(&self, field: &str, default: f64) -> Result<f32, ConfigError> {
-        self.number(field, default, 1e-12..=1e-1).map(|eps| eps as f32)
+        let found = self.map.get(field).map_or(Some(default), Value::as_f64).map(|eps| eps as f32);
+        let found = found.filter(|eps| (1e-12..=1e-1).contains(eps));
+        found.ok_or_else(|| self.wrong(field, "a number from 1e-12 to 1e-1"))
     }
 
     pub fn flag(&self, field: &str, default: bool) -> Result<bool, ConfigError> {
