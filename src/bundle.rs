@@ -10,6 +10,8 @@ mod writer;
 
 use std::path::{Path, PathBuf};
 
+use cogvx_graphs::onnx::{self, Model};
+
 pub use error::BundleError;
 pub use manifest::{Component, Dim, FileEntry, Graph, Lora, MANIFEST, Manifest, Origin, Port, Shapes, Source, VERSION};
 pub(crate) use place::Place;
@@ -49,6 +51,35 @@ impl Bundle {
         self.dir.join(path)
     }
 
+    /// The graph `file` of `component`, such as `transformer/model.onnx`, read and checked: a runtime may be given it then.
+    ///
+    /// # Errors
+    /// The manifest has no such graph, its file is not one that cogvx could have written, its external data lead out of the
+    /// bundle or end too soon, or its opset, inputs or outputs are not those of the manifest.
+    pub fn graph(&self, component: &str, file: &str) -> Result<Model, BundleError> {
+        let listed = self.manifest.components.get(component).and_then(|c| c.graphs.iter().find(|g| g.file == file));
+        let path = self.path(file);
+        let listed = listed.ok_or_else(|| BundleError::NoGraph { path: path.clone(), component: component.into() })?;
+        let model = onnx::open(&path)?;
+        let differs = |what, expected: Option<String>, found: Option<String>| {
+            let (expected, found) = (expected.unwrap_or("no more".into()), found.unwrap_or("no more".into()));
+            if expected == found {
+                return Ok(());
+            }
+            Err(BundleError::Graph { path: path.clone(), what, expected, found })
+        };
+        differs("opset", Some(listed.opset.to_string()), Some(model.opset.to_string()))?;
+        for (what, listed, found) in
+            [("inputs", &listed.inputs, &model.inputs), ("outputs", &listed.outputs, &model.outputs)]
+        {
+            let found: Vec<Port> = found.iter().map(Port::from).collect();
+            for i in 0..listed.len().max(found.len()) {
+                differs(what, listed.get(i).map(said), found.get(i).map(said))?;
+            }
+        }
+        Ok(model)
+    }
+
     /// Checks the files again: presence and size; with `full`, every recorded hash too.
     ///
     /// Large linked or copied weights have a hash of their safetensors header only.
@@ -59,4 +90,13 @@ impl Bundle {
         self.manifest.check_files(&self.dir)?;
         if full { self.manifest.check_hashes(&self.dir) } else { Ok(()) }
     }
+}
+
+/// A port for messages: `x` f32[1, tokens].
+fn said(port: &Port) -> String {
+    let sizes = port.shape.iter().map(|dim| match dim {
+        Dim::Fixed(n) => n.to_string(),
+        Dim::Symbol(name) => name.escape_debug().to_string(),
+    });
+    format!("`{}` {}[{}]", port.name.escape_debug(), port.dtype, sizes.collect::<Vec<_>>().join(", "))
 }

@@ -29,7 +29,7 @@ use crate::scheduler::{SchedulerConfig, SchedulerError};
 use crate::tokenizer::{Tokenizer, TokenizerError};
 
 use lora::Merges;
-pub use lora::{Lora, LoraError, LoraProblem};
+pub use lora::{Lora, LoraError, LoraProblem, scaling as lora_scaling};
 pub use options::{Component, ExportOptions, VideoShape};
 use storage::Storage;
 

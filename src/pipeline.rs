@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use cogvx_graphs::config::{ConfigError, DitConfig, T5Config, VaeConfig};
 use ndarray::{Array2, ArrayD, Axis, IxDyn, Slice, concatenate};
 
-use crate::bundle::{Bundle, MANIFEST};
+use crate::bundle::{Bundle, BundleError, MANIFEST};
 use crate::positions::PositionsError;
 use crate::rng::TorchGenerator;
 use crate::runtime::{Device, Input, Layout, Outputs, Runtime, RuntimeError, Session};
@@ -29,6 +29,8 @@ pub use vae::Vae;
 #[non_exhaustive]
 #[allow(missing_docs)]
 pub enum PipelineError {
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
     #[error(transparent)]
@@ -143,9 +145,11 @@ impl Pipeline {
         if !self.bundle.manifest().components.contains_key(component) {
             return Err(PipelineError::NoComponent { bundle: self.bundle.dir().into(), component });
         }
+        let file = format!("{component}/{graph}");
+        self.bundle.graph(component, &file)?;
         let quantized = self.bundle.manifest().quantization.is_some() && !component.starts_with("vae");
         let layout = if quantized { Layout::Packed } else { Layout::Mapped };
-        Ok(self.runtime.load(&self.bundle.path(&format!("{component}/{graph}")), layout)?)
+        Ok(self.runtime.load(&self.bundle.path(&file), layout)?)
     }
 
     /// Token ids of texts, `[texts, max_text_seq_length]`.

@@ -7,6 +7,7 @@ mod shards;
 mod values;
 
 use std::fs;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -223,11 +224,11 @@ fn write_tokenizer(to: &Path, asked: Option<&Path>, own: Option<&Path>) -> Resul
     Tokenizer::open(from)?;
     for file in TOKENIZER {
         match open_regular(&from.join(file)) {
-            Ok(mut opened) => {
-                let path = to.join(file);
-                let mut copy = fs::File::create_new(&path).map_err(|source| SynthError::Io { path, source })?;
-                let copied = std::io::copy(&mut opened.file, &mut copy);
-                copied.map_err(|source| SynthError::Io { path: from.join(file), source })?;
+            Ok(opened) => {
+                let (path, mut bytes) = (to.join(file), vec![]);
+                let read = opened.file.take(opened.bytes).read_to_end(&mut bytes);
+                read.map_err(|source| SynthError::Io { path: from.join(file), source })?;
+                fs::write(&path, bytes).map_err(|source| SynthError::Io { path, source })?;
             }
             Err(SourceError::Missing { .. }) => {}
             Err(error) => return Err(error.into()),

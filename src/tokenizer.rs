@@ -8,7 +8,8 @@ mod minimal;
 mod pieces;
 mod settings;
 
-use std::io::Read;
+use std::collections::BTreeMap;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use cogvx_graphs::source::{SourceError, open_regular};
@@ -22,8 +23,8 @@ pub(crate) use minimal::minimal_spm;
 use pieces::Pieces;
 use settings::{Settings, Side};
 
-/// Largest tokenizer file read, in bytes; published ones have less than 3 MB.
-const MAX_FILE: u64 = 64 << 20;
+/// Largest tokenizer file read, in bytes: published ones have less than 3 MB, and decoded pieces can take 40 times theirs.
+const MAX_FILE: u64 = 16 << 20;
 /// Id of the unknown piece: `T5Tokenizer` fixes it, whatever the file says.
 const UNKNOWN: usize = 2;
 /// The space marker of `SentencePiece`.
@@ -63,6 +64,9 @@ pub enum TokenizerError {
     Encode(String),
 }
 
+/// Gives the bytes of a file, or none where there is no such file.
+type Read<'a> = &'a dyn Fn(&Path) -> Result<Option<Vec<u8>>, TokenizerError>;
+
 /// Turns text into ids for the T5 encoder.
 #[derive(Clone, Debug)]
 pub struct Tokenizer {
@@ -80,16 +84,30 @@ impl Tokenizer {
     /// `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json`.
     ///
     /// # Errors
-    /// A file that cannot be read, is larger than 64 MiB, or does not hold a Unigram vocabulary and its settings.
+    /// A file that cannot be read, is larger than 16 MiB, or does not hold a Unigram vocabulary and its settings.
     pub fn open(dir: &Path) -> Result<Self, TokenizerError> {
-        let json = dir.join("tokenizer.json");
-        let spm = dir.join("spiece.model");
-        let path = if json.is_file() { json } else { spm };
-        let Some(bytes) = read(&path)? else { return Err(TokenizerError::NoVocabulary(dir.to_owned())) };
+        Self::from_files(dir, &read)
+    }
+
+    /// The tokenizer of such files in memory, by their names.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::open`].
+    pub fn from_memory(files: &BTreeMap<String, Vec<u8>>) -> Result<Self, TokenizerError> {
+        Self::from_files(Path::new(""), &|path| Ok(path.to_str().and_then(|name| files.get(name)).cloned()))
+    }
+
+    fn from_files(dir: &Path, read: Read<'_>) -> Result<Self, TokenizerError> {
+        let (json, spm) = (dir.join("tokenizer.json"), dir.join("spiece.model"));
+        let (path, bytes) = match read(&json)? {
+            None => (spm.clone(), read(&spm)?),
+            found => (json, found),
+        };
+        let Some(bytes) = bytes else { return Err(TokenizerError::NoVocabulary(dir.to_owned())) };
         let is_json = path.extension().is_some_and(|extension| extension == "json");
         let pieces = if is_json { Pieces::from_json(&bytes) } else { Pieces::from_spm(&bytes) };
         let pieces = pieces.map_err(|problem| TokenizerError::File { path: path.clone(), problem })?;
-        let settings = Settings::read(dir, &pieces)?;
+        let settings = Settings::read(dir, &pieces, read)?;
         Self::build(pieces, &settings).map_err(|problem| TokenizerError::File { path, problem })
     }
 

@@ -1,4 +1,4 @@
-//! Exports that are killed and runs that are interrupted: a bundle is complete or absent.
+//! Exports that are killed and runs that are interrupted: a bundle is complete or absent. Weights that change meanwhile.
 #![cfg(unix)]
 
 mod scene;
@@ -8,7 +8,7 @@ use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use cogvx::bundle::Bundle;
+use cogvx::bundle::{Bundle, Origin};
 use serde_json::json;
 
 use scene::{Scene, wait};
@@ -101,6 +101,94 @@ fn a_killed_replacement_leaves_a_complete_bundle() {
     let said = scene.run(&line);
     assert_eq!(said.code, Some(0), "{}", said.stderr);
     Bundle::open(&scene.path("OUT")).expect("complete").check(true).expect("whole");
+}
+
+/// Kill `line` at `times` moments over the time it takes, and call `after` with each.
+fn kill_anytime(scene: &Scene, line: &str, times: u32, mut after: impl FnMut(Duration)) {
+    let since = Instant::now();
+    assert_eq!(scene.run(line).code, Some(0), "{line}");
+    let whole = since.elapsed();
+    after(whole);
+    let (mut killed, mut done) = (0, 0);
+    for moment in 0..times {
+        let moment = whole * (moment * 7 % times) / times;
+        let mut child = scene.command(line).spawn().expect("it starts");
+        std::thread::sleep(moment);
+        child.kill().expect("a child");
+        let status = wait(&mut child, PATIENCE).expect("killed");
+        *(if status.success() { &mut done } else { &mut killed }) += 1;
+        after(moment);
+        for name in scene.names().iter().filter(|name| name.contains(".partial-")) {
+            scene.remove(name);
+        }
+    }
+    assert!(killed > times / 3, "{killed} killed, {done} done before");
+}
+
+#[test]
+fn a_replacement_killed_at_any_moment_leaves_the_old_bundle_or_the_new_one() {
+    let scene = Scene::new("2b-fp32");
+    // What one export linked the next one copies, so that each file says whose it is.
+    for (old, new, weights) in [(Origin::Linked, Origin::Copied, "copy"), (Origin::Copied, Origin::Linked, "link")] {
+        let other = if weights == "copy" { "link" } else { "copy" };
+        let restore = || {
+            let said = scene.run(&format!("cogvx-export CKPT -o OUT --overwrite --weights {other}"));
+            assert_eq!(said.code, Some(0), "{}", said.stderr);
+        };
+        let line = format!("cogvx-export CKPT -o OUT --overwrite --weights {weights}");
+        let mut found = [0, 0];
+        kill_anytime(&scene, &line, 25, |moment| {
+            let bundle = Bundle::open(&scene.path("OUT")).unwrap_or_else(|e| panic!("{moment:?}: {e}"));
+            bundle.check(true).unwrap_or_else(|e| panic!("{moment:?}: {e}"));
+            let files = bundle.manifest().files.iter().filter(|f| f.path.ends_with(".safetensors"));
+            let origins: Vec<_> = files.map(|f| f.origin).collect();
+            assert!(origins.iter().all(|o| *o == origins[0]), "{moment:?}: {origins:?}");
+            assert!([old, new].contains(&origins[0]), "{moment:?}: {origins:?}");
+            found[usize::from(origins[0] == new)] += 1;
+            restore();
+        });
+        assert!(found[0] > 0 && found[1] > 0, "old and new: {found:?}");
+    }
+}
+
+#[test]
+fn a_synth_killed_at_any_moment_leaves_a_whole_checkpoint_or_none() {
+    let scene = Scene::new("2b-fp32");
+    let mut whole = None;
+    kill_anytime(&scene, "cogvx synth --config CKPT --output OUT", 25, |moment| {
+        if !scene.path("OUT").exists() {
+            return;
+        }
+        let mut files = scene.listing();
+        files.retain(|path, _| path.starts_with(scene.path("OUT")));
+        // The first one was not killed.
+        let whole = whole.get_or_insert_with(|| files.clone());
+        assert!(*whole == files, "{moment:?}: {:?}", files.keys());
+        scene.remove("OUT");
+    });
+}
+
+#[test]
+fn a_weight_file_that_shrinks_while_it_is_copied_or_converted_is_an_error() {
+    for line in [EXPORT, "cogvx-export CKPT -o OUT --precision fp16"] {
+        let scene = large();
+        let mut command = scene.command(line);
+        let mut child = command.stderr(Stdio::piped()).spawn().expect("it starts");
+        let begun = |name: &String| {
+            let folder = scene.path(name).join("text_encoder");
+            name.starts_with(".out.partial-")
+                && ["model.safetensors", "rewritten.safetensors"].iter().any(|file| folder.join(file).exists())
+        };
+        watch(&mut child, || scene.names().iter().any(begun));
+        let weights = scene.path("CKPT/text_encoder/model.safetensors");
+        fs::OpenOptions::new().write(true).open(weights).and_then(|file| file.set_len(1 << 20)).expect("there");
+        let output = child.wait_with_output().expect("a child");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        let error = said.lines().find(|line| line.starts_with("error: ")).expect("a message");
+        assert!(error.contains("text_encoder/model.safetensors`: expected 32"), "{error}");
+        assert_eq!(scene.names(), ["ckpt"]);
+    }
 }
 
 fn interrupt(child: &Child) {

@@ -31,6 +31,20 @@ pub enum DType {
 }
 
 impl DType {
+    /// All of them.
+    pub const ALL: [Self; 10] = [
+        Self::F32,
+        Self::F16,
+        Self::BF16,
+        Self::I64,
+        Self::I32,
+        Self::U8,
+        Self::I8,
+        Self::Bool,
+        Self::I4,
+        Self::F8E4M3,
+    ];
+
     /// Bytes of one element; of [`Self::I4`], of two.
     #[must_use]
     pub const fn size(self) -> usize {
@@ -72,6 +86,12 @@ impl DType {
             Self::F8E4M3 => 17,
             Self::I4 => 22,
         }
+    }
+
+    /// The type of this code in ONNX's `TensorProto.DataType`, if cogvx can use it.
+    #[must_use]
+    pub fn from_onnx(code: i32) -> Option<Self> {
+        Self::ALL.into_iter().find(|dtype| dtype.onnx() == code)
     }
 
     /// The type a safetensors header calls `name`, if cogvx can use it.
@@ -128,14 +148,13 @@ impl fmt::Display for DType {
 mod tests {
     use super::DType;
 
-    const ALL: [DType; 8] =
-        [DType::F32, DType::F16, DType::BF16, DType::I64, DType::I32, DType::U8, DType::I8, DType::Bool];
-
     #[test]
     fn safetensors_names_round_trip() {
-        for dtype in ALL {
+        for dtype in DType::ALL.into_iter().filter(|dtype| !matches!(dtype, DType::I4 | DType::F8E4M3)) {
             assert_eq!(DType::from_safetensors(dtype.safetensors()), Some(dtype));
         }
+        // What quantization makes is not read from checkpoints.
+        assert_eq!(DType::from_safetensors("F8_E4M3"), None);
         assert_eq!(DType::from_safetensors("F64"), None);
     }
 
@@ -152,9 +171,12 @@ mod tests {
             DataType::UINT8,
             DataType::INT8,
             DataType::BOOL,
+            DataType::INT4,
+            DataType::FLOAT8E4M3FN,
         ];
-        for (ours, theirs) in ALL.into_iter().zip(theirs) {
+        for (ours, theirs) in DType::ALL.into_iter().zip(theirs) {
             assert_eq!(ours.onnx(), theirs.value(), "{ours}");
+            assert_eq!(DType::from_onnx(ours.onnx()), Some(ours));
         }
     }
 }

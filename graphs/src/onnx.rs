@@ -1,4 +1,10 @@
-//! A lowered graph as an ONNX model.
+//! A lowered graph as an ONNX model, and such a model read back.
+
+mod external;
+mod read;
+#[cfg(test)]
+mod tests;
+mod wire;
 
 use std::collections::{HashMap, HashSet};
 
@@ -12,10 +18,26 @@ use crate::proto::{
 };
 use crate::{DType, Dim};
 
+pub use external::{check_external, open};
+pub use read::{Initializer, MAX_BYTES, Model, Node, OnnxError, Port, Size, read};
+
 /// ONNX's file format version; runtimes refuse newer ones than they know.
 const IR_VERSION: i64 = 10;
 /// The oldest opset written; a graph takes a newer one only if one of its nodes needs it.
 const OLDEST_OPSET: i64 = 21;
+/// The newest opset that a node needs.
+const NEWEST_OPSET: i64 = 23;
+/// The domain of ONNX Runtime's own operators, and its opset.
+const CONTRIB: &str = "com.microsoft";
+const CONTRIB_VERSION: i64 = 1;
+/// `AttributeProto.AttributeType`.
+const FLOAT: i32 = 1;
+const INT: i32 = 2;
+const STRING: i32 = 3;
+const INTS: i32 = 7;
+/// `TensorProto.DataLocation`.
+const DEFAULT: i32 = 0;
+const EXTERNAL: i32 = 1;
 
 /// Where the elements of a weight are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -115,7 +137,7 @@ pub fn serialize<E>(
     let outputs: Vec<_> = graph.outputs().iter().map(|o| (o.name.clone(), values[o.value].r#type.clone())).collect();
     proto.input = inputs.iter().map(value_info).collect();
     proto.output = outputs.iter().map(value_info).collect();
-    let domains = [("", opset)].into_iter().chain(contrib.then_some(("com.microsoft", 1)));
+    let domains = [("", opset)].into_iter().chain(contrib.then_some((CONTRIB, CONTRIB_VERSION)));
     let model = ModelProto {
         ir_version: Some(IR_VERSION),
         producer_name: Some("cogvx".into()),
@@ -189,7 +211,7 @@ fn initializer(name: String, dtype: DType, shape: &[usize], placement: Placement
     match placement {
         Placement::Inline(bytes) => tensor.raw_data = Some(bytes),
         Placement::External { location, offset, length } => {
-            tensor.data_location = Some(1);
+            tensor.data_location = Some(EXTERNAL);
             tensor.external_data =
                 [("location", location), ("offset", offset.to_string()), ("length", length.to_string())]
                     .map(|(key, value)| StringStringEntryProto { key: Some(key.into()), value: Some(value) })
@@ -204,19 +226,19 @@ fn attribute(name: &str, value: &Attribute) -> AttributeProto {
     proto.kind = Some(match value {
         Attribute::Float(f) => {
             proto.f = Some(*f);
-            1
+            FLOAT
         }
         Attribute::Int(i) => {
             proto.i = Some(*i);
-            2
+            INT
         }
         Attribute::Text(s) => {
             proto.s = Some(s.as_bytes().to_vec());
-            3
+            STRING
         }
         Attribute::Ints(ints) => {
             proto.ints.clone_from(ints);
-            7
+            INTS
         }
     });
     proto

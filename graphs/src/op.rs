@@ -1,5 +1,7 @@
 //! The operations of a graph: what CogVideoX means, and what a target's ONNX says.
 
+use std::borrow::Cow;
+
 use crate::quantized::QuantizedLinear;
 use crate::{DType, Dim};
 
@@ -177,7 +179,7 @@ pub enum Attribute {
     Int(i64),
     Ints(Vec<i64>),
     Float(f32),
-    Text(&'static str),
+    Text(Cow<'static, str>),
 }
 
 impl Op {

@@ -122,6 +122,6 @@ fn attribute(value: &Attribute) -> String {
         Attribute::Int(i) => i.to_string(),
         Attribute::Ints(ints) => format!("{ints:?}"),
         Attribute::Float(x) => x.to_string(),
-        Attribute::Text(s) => (*s).to_string(),
+        Attribute::Text(s) => s.to_string(),
     }
 }

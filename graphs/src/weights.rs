@@ -10,7 +10,6 @@ mod positioned;
 mod tests;
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -19,7 +18,7 @@ pub use error::{TensorProblem, WeightsError};
 use crate::dtype::DType;
 use crate::source::{SourceError, open_regular, resolve_inside, root_of};
 use locate::{Located, locate};
-use positioned::read_exact_at;
+use positioned::Bytes;
 
 /// The tensors of one component directory (`transformer/`, `vae/`, `text_encoder/`), found in `*.safetensors` and
 /// shards; only headers are read.
@@ -28,7 +27,7 @@ pub struct Weights {
     tensors: Vec<Tensor>,
     files: Vec<WeightFile>,
     /// One per file; none for synthetic weights.
-    open: Vec<File>,
+    open: Vec<Bytes>,
 }
 
 /// Where one tensor is.
@@ -92,6 +91,29 @@ impl Weights {
         let mut weights = Self { tensors: Vec::new(), files: Vec::new(), open: Vec::new() };
         let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
         weights.add_at(name, path.into(), path.into())?;
+        Ok(weights)
+    }
+
+    /// The tensors of safetensors files in memory, by their names: the only one, or those that `index`, the text of a
+    /// `.safetensors.index.json`, names.
+    ///
+    /// # Errors
+    /// When a header is damaged, or index and shards disagree.
+    pub fn from_memory(index: Option<&[u8]>, mut files: BTreeMap<String, Vec<u8>>) -> Result<Self, WeightsError> {
+        let mut weights = Self { tensors: Vec::new(), files: Vec::new(), open: Vec::new() };
+        let mut add = |weights: &mut Self, name: String| {
+            let path = PathBuf::from(&name);
+            let bytes = files.remove(&name).ok_or_else(|| SourceError::Missing { path: path.clone() })?;
+            let length = bytes.len() as u64;
+            weights.bind(name, path.clone(), path, Bytes::Memory(bytes), length)
+        };
+        match index {
+            Some(json) => {
+                let path = Path::new("index.json");
+                weights.bind_shards(&index::parsed(json, path)?, Path::new(""), path, add)?;
+            }
+            None => add(&mut weights, "model.safetensors".into())?,
+        }
         Ok(weights)
     }
 
@@ -182,19 +204,17 @@ impl Weights {
     /// When the range leaves the tensor, `tensor` is not of these weights, or the file changed or cannot be read.
     pub fn read_into(&self, tensor: &Tensor, at: u64, buf: &mut [u8]) -> Result<(), WeightsError> {
         self.check(tensor, at, buf.len() as u64)?;
-        let Some(file) = self.open.get(tensor.file) else {
+        let Some(bytes) = self.open.get(tensor.file) else {
             buf.fill(0);
             return Ok(());
         };
         let start = tensor.offset + at;
-        read_exact_at(file, buf, start).map_err(|source| {
+        bytes.read_exact_at(buf, start).map_err(|source| {
             let path = self.files[tensor.file].path.clone();
             match source.kind() {
-                io::ErrorKind::UnexpectedEof => WeightsError::Length {
-                    file: path,
-                    expected: self.files[tensor.file].bytes,
-                    found: file.metadata().map_or(0, |metadata| metadata.len()),
-                },
+                io::ErrorKind::UnexpectedEof => {
+                    WeightsError::Length { file: path, expected: self.files[tensor.file].bytes, found: bytes.len() }
+                }
                 _ => WeightsError::Io { file: path, source },
             }
         })
@@ -221,7 +241,19 @@ impl Weights {
     /// Adds the tensors of the file at `real`, which messages call `path`.
     fn add_at(&mut self, name: String, path: PathBuf, real: PathBuf) -> Result<(), WeightsError> {
         let opened = open_regular(&real).map_err(|error| as_given(error, &path))?;
-        let header = header::read(&opened.file, opened.bytes, &path)?;
+        self.bind(name, path, real, Bytes::File(opened.file), opened.bytes)
+    }
+
+    /// Adds the tensors that the header of `content`, `bytes` long, names.
+    fn bind(
+        &mut self,
+        name: String,
+        path: PathBuf,
+        real: PathBuf,
+        content: Bytes,
+        bytes: u64,
+    ) -> Result<(), WeightsError> {
+        let header = header::read(&content, bytes, &path)?;
         let file = self.files.len();
         self.tensors.extend(header.entries.into_iter().map(|entry| Tensor {
             name: entry.name,
@@ -231,8 +263,8 @@ impl Weights {
             offset: entry.begin,
             len: entry.end - entry.begin,
         }));
-        self.files.push(WeightFile { name, path, real, bytes: opened.bytes, header_bytes: header.bytes });
-        self.open.push(opened.file);
+        self.files.push(WeightFile { name, path, real, bytes, header_bytes: header.bytes });
+        self.open.push(content);
         Ok(())
     }
 
@@ -240,8 +272,19 @@ impl Weights {
     fn add_shards(&mut self, dir: &Path, root: &Path, path: &Path) -> Result<(), WeightsError> {
         let real = resolve_inside(path, root)?;
         let index = index::read(path, &real)?;
+        self.bind_shards(&index, dir, path, |weights, shard| weights.add(dir, root, shard))
+    }
+
+    /// Adds the shards of the index, which is at `path` in `dir`, with `add`, and checks that all agree.
+    fn bind_shards(
+        &mut self,
+        index: &index::Index,
+        dir: &Path,
+        path: &Path,
+        mut add: impl FnMut(&mut Self, String) -> Result<(), WeightsError>,
+    ) -> Result<(), WeightsError> {
         for shard in &index.shards {
-            self.add(dir, root, shard.clone()).map_err(|error| match error {
+            add(self, shard.clone()).map_err(|error| match error {
                 WeightsError::Source(SourceError::Missing { .. }) => {
                     WeightsError::MissingShard { index: path.into(), shard: shard.clone(), dir: dir.into() }
                 }

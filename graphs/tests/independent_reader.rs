@@ -6,18 +6,21 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::path::Path;
 
+use cogvx_graphs::config::{DitConfig, VaeConfig};
 use cogvx_graphs::graph::Weight;
-use cogvx_graphs::model::t5;
-use cogvx_graphs::onnx::{Placement, serialize};
+use cogvx_graphs::model::{dit, t5, vae};
+use cogvx_graphs::onnx::{self, Placement, Port, Size, serialize};
+use cogvx_graphs::op::Attribute;
 use cogvx_graphs::pass::{self, Lower, Precision, Target};
-use cogvx_graphs::{DType, Dim, Graph, Value, Weights, dims};
+use cogvx_graphs::{BuildError, DType, Dim, Graph, Value, VideoDims, Weights, dims};
 use onnx_protobuf::{ModelProto, TensorProto, ValueInfoProto, tensor_shape_proto, type_proto};
 use proptest::prelude::*;
 use protobuf::Message as _;
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
+use serde_json::json;
 
-use common::{MODELS, TARGETS, lowered, t5_config, text_encoder, wanted, written};
+use common::{MODELS, Model, TARGETS, lowered, t5_config, text_encoder, wanted, written};
 
 fn read(bytes: &[u8]) -> ModelProto {
     ModelProto::parse_from_bytes(bytes).expect("a protobuf message")
@@ -80,6 +83,83 @@ fn every_value_is_made_before_it_is_read() {
             let missing: Vec<_> = graph.output.iter().filter(|o| !known.contains(o.name.as_str())).collect();
             assert!(missing.is_empty(), "{name} {target_name}: {missing:?}");
         }
+    }
+}
+
+#[test]
+fn both_readers_find_the_same() {
+    for (name, model) in MODELS {
+        for (target_name, target, compute, stored) in TARGETS {
+            let bytes = written(&lowered(model, target, compute, stored), name).bytes;
+            let ours = onnx::read(Path::new(name), &bytes).unwrap_or_else(|e| panic!("{target_name}: {e}"));
+            let theirs = read(&bytes);
+            assert_eq!((ours.name.as_str(), ours.opset), (name, theirs.opset_import[0].version));
+            assert_eq!(ours.nodes.len(), theirs.graph.node.len());
+            for (ours, theirs) in ours.nodes.iter().zip(&theirs.graph.node) {
+                assert_eq!(
+                    (&ours.name, &ours.domain, &ours.op_type, &ours.inputs, &ours.outputs),
+                    (&theirs.name, &theirs.domain, &theirs.op_type, &theirs.input, &theirs.output)
+                );
+                assert_eq!(ours.attributes.len(), theirs.attribute.len());
+                for ((key, value), theirs) in ours.attributes.iter().zip(&theirs.attribute) {
+                    let same = match value {
+                        Attribute::Int(i) => *i == theirs.i,
+                        Attribute::Ints(ints) => *ints == theirs.ints,
+                        Attribute::Float(f) => f.to_bits() == theirs.f.to_bits(),
+                        Attribute::Text(text) => text.as_bytes() == theirs.s,
+                    };
+                    assert!(same && *key == theirs.name, "{name} {target_name}: {}: {key}", ours.name);
+                }
+            }
+            assert_eq!(ours.initializers.len(), theirs.graph.initializer.len());
+            for (ours, theirs) in ours.initializers.iter().zip(&theirs.graph.initializer) {
+                let shape: Vec<_> = theirs.dims.iter().map(|&n| usize::try_from(n).expect("a size")).collect();
+                assert_eq!((&ours.name, ours.dtype.onnx(), &ours.shape), (&theirs.name, theirs.data_type, &shape));
+                match &ours.placement {
+                    Placement::Inline(bytes) => assert_eq!(*bytes, theirs.raw_data),
+                    Placement::External { location, offset, length } => {
+                        let (offset, length) = (offset.to_string(), length.to_string());
+                        let ours = [("location", location.as_str()), ("offset", &offset), ("length", &length)];
+                        assert_eq!(external(theirs), ours.into());
+                    }
+                }
+            }
+            let sizes = |port: &Port| {
+                let size = |size: &Size| match size {
+                    Size::Fixed(n) => n.to_string(),
+                    Size::Named(name) => name.clone(),
+                };
+                (port.name.clone(), port.dtype.onnx(), port.shape.iter().map(size).collect::<Vec<_>>())
+            };
+            assert!(ours.inputs.iter().map(sizes).eq(theirs.graph.input.iter().map(port)), "{name} {target_name}");
+            assert!(ours.outputs.iter().map(sizes).eq(theirs.graph.output.iter().map(port)), "{name} {target_name}");
+        }
+    }
+}
+
+/// The transformer of `CogVideoX1.5-5B-I2V`, the largest that is published.
+fn largest_transformer(weights: &Weights) -> Result<Graph, BuildError> {
+    let config = json!({
+        "_class_name": "CogVideoXTransformer3DModel", "num_attention_heads": 48, "num_layers": 42, "in_channels": 32,
+        "patch_size_t": 2, "ofs_embed_dim": 512, "patch_bias": false, "use_rotary_positional_embeddings": true,
+    });
+    let config = DitConfig::from_value(Path::new("config.json"), config).expect("a correct configuration");
+    dit::build(&config, weights, &VideoDims::dynamic(), &Dim::named("tokens"))
+}
+
+fn published_decoder(weights: &Weights) -> Result<Graph, BuildError> {
+    let config = json!({ "_class_name": "AutoencoderKLCogVideoX" });
+    let config = VaeConfig::from_value(Path::new("config.json"), config).expect("a correct configuration");
+    vae::decoder(&config, weights, &VideoDims::dynamic(), vae::Part::First)
+}
+
+#[test]
+fn the_largest_published_graphs_are_far_below_the_readers_limits() {
+    let largest: [Model; 2] = [largest_transformer, published_decoder];
+    for (model, (name, target, compute, stored)) in largest.into_iter().flat_map(|m| TARGETS.map(|t| (m, t))) {
+        let bytes = written(&lowered(model, target, compute, stored), name).bytes;
+        assert!(bytes.len() < 4 << 20, "{name}: {}", bytes.len());
+        onnx::read(Path::new(name), &bytes).unwrap_or_else(|e| panic!("{e}"));
     }
 }
 

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use cogvx_graphs::onnx::OnnxError;
+
 /// Why a bundle cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum BundleError {
@@ -63,6 +65,29 @@ pub enum BundleError {
         component: String,
         /// The bundle or its manifest.
         bundle: PathBuf,
+    },
+    /// A component lacks a graph that it is run by.
+    #[error("`{}`: expected among the graphs of `{component}` in `cogvx.json`, found none", path.display())]
+    NoGraph {
+        /// The graph's file.
+        path: PathBuf,
+        /// The component.
+        component: String,
+    },
+    /// A graph that no cogvx wrote.
+    #[error(transparent)]
+    Onnx(#[from] OnnxError),
+    /// A graph that is not what `cogvx.json` says it is.
+    #[error("`{}`: {what}: expected {expected} as in `cogvx.json`, found {found}", path.display())]
+    Graph {
+        /// The graph's file.
+        path: PathBuf,
+        /// `opset`, `inputs` or `outputs`.
+        what: &'static str,
+        /// According to the manifest.
+        expected: String,
+        /// In the graph.
+        found: String,
     },
     /// A listed file is not there.
     #[error("`{}`: listed in `cogvx.json`, not there", path.display())]

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use cogvx_graphs::DType;
+use cogvx_graphs::{DType, onnx};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -118,6 +118,16 @@ pub struct Port {
     pub shape: Vec<Dim>,
 }
 
+impl From<&onnx::Port> for Port {
+    fn from(port: &onnx::Port) -> Self {
+        let dim = |size: &onnx::Size| match size {
+            onnx::Size::Fixed(n) => Dim::Fixed(*n),
+            onnx::Size::Named(name) => Dim::Symbol(name.clone()),
+        };
+        Self { name: port.name.clone(), dtype: port.dtype, shape: port.shape.iter().map(dim).collect() }
+    }
+}
+
 /// One dimension.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
@@ -169,19 +179,33 @@ impl Manifest {
         Ok(manifest)
     }
 
+    /// Reads the text of a `cogvx.json` and checks it without looking at any file; `path` is for messages.
+    ///
+    /// # Errors
+    /// When it is no manifest, of another version, or a path in it is unsafe.
+    pub fn from_json(path: &Path, bytes: &[u8]) -> Result<Self, BundleError> {
+        let manifest = Self::from_slice(path, bytes)?;
+        manifest.check_paths(path)?;
+        Ok(manifest)
+    }
+
     /// Reads `cogvx.json` without looking at the files it lists.
     pub(super) fn parse(dir: &Path) -> Result<Self, BundleError> {
         let path = dir.join(MANIFEST);
         if path.symlink_metadata().is_err() {
             return Err(BundleError::NotABundle { dir: dir.into() });
         }
-        let bytes = files::read_small(&path, MAX_BYTES)?;
-        let wrong = |problem| BundleError::Manifest { path: path.clone(), problem };
-        let value: Value = serde_json::from_slice(&bytes).map_err(|e| wrong(format!("expected JSON, found {e}")))?;
+        Self::from_slice(&path, &files::read_small(&path, MAX_BYTES)?)
+    }
+
+    /// Reads a manifest of untrusted `bytes`; `path` is for messages. Its paths are not checked yet.
+    fn from_slice(path: &Path, bytes: &[u8]) -> Result<Self, BundleError> {
+        let wrong = |problem| BundleError::Manifest { path: path.into(), problem };
+        let value: Value = serde_json::from_slice(bytes).map_err(|e| wrong(format!("expected JSON, found {e}")))?;
         let found = value.get("format_version");
         if found != Some(&Value::from(VERSION)) {
             let found = found.map_or("none".into(), |found| found.to_string().chars().take(40).collect());
-            return Err(BundleError::Version { path, expected: VERSION, found });
+            return Err(BundleError::Version { path: path.into(), expected: VERSION, found });
         }
         serde_json::from_value(value).map_err(|e| wrong(format!("expected a manifest, found {e:.200}")))
     }

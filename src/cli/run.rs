@@ -113,6 +113,7 @@ fn request(args: &Args, pipeline: &Pipeline) -> anyhow::Result<Request> {
         Some(Sampler::Dpm) => Kind::Dpm,
         None => request.scheduler,
     };
+    pipeline.check_sides(request.height, request.width)?;
     let size = [request.height, request.width];
     if let Some(path) = &args.image {
         request.start = Start::Image(picture::image(path, size)?);

@@ -8,7 +8,7 @@ mod error;
 mod pairs;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use cogvx_graphs::Weights;
 use cogvx_graphs::weights::Tensor;
@@ -50,6 +50,16 @@ struct Addend {
     b: Tensor,
     rank: usize,
     factor: f64,
+}
+
+/// What `b @ a` of rank `rank` for `module` is multiplied by, according to `text`, PEFT's configuration in the metadata of
+/// `file`; none where it says nothing of the transformer.
+///
+/// # Errors
+/// It is no such configuration, or one of another rank.
+pub fn scaling(text: &str, file: &Path, module: &str, rank: usize) -> Result<Option<f64>, LoraError> {
+    let unfit = |problem| LoraError::Unfit { file: file.into(), problems: vec![problem] };
+    Adapter::parse(text, file)?.map(|adapter| adapter.scaling(module, rank).map_err(unfit)).transpose()
 }
 
 impl Lora {

@@ -111,11 +111,7 @@ impl Pipeline {
         if request.frames == 0 || request.frames > MOST {
             return wrong("frames", format!("1 to {MOST}"), request.frames.to_string());
         }
-        for (field, found) in [("height", request.height), ("width", request.width)] {
-            if found == 0 || found % unit != 0 || found > MOST {
-                return wrong(field, format!("a multiple of {unit}, at most {MOST}"), found.to_string());
-            }
-        }
+        self.check_sides(request.height, request.width)?;
         if !request.guidance.is_finite() || request.guidance < 0.0 {
             return wrong("guidance", "a number that is not negative".into(), request.guidance.to_string());
         }
@@ -148,6 +144,21 @@ impl Pipeline {
         let skip = self.check_start(request, padding)?;
         let shape = [1, padding + frames, self.vae.latent_channels, request.height / space, request.width / space];
         Ok(LatentShape { shape, padding, skip })
+    }
+
+    /// Check the size of a video in pixels; images and videos to start from can be resized to it then.
+    ///
+    /// # Errors
+    /// A size the model cannot make.
+    pub fn check_sides(&self, height: usize, width: usize) -> Result<(), PipelineError> {
+        let unit = self.vae.spatial_compression_ratio() * self.dit.patch_size;
+        for (field, found) in [("height", height), ("width", width)] {
+            if found == 0 || found % unit != 0 || found > MOST {
+                let expected = format!("a multiple of {unit}, at most {MOST}");
+                return Err(PipelineError::Request { field, expected, found: found.to_string() });
+            }
+        }
+        Ok(())
     }
 
     /// How many steps are skipped, if the model can start from what the request starts from.

@@ -131,9 +131,14 @@ impl SchedulerConfig {
     /// # Errors
     /// The file cannot be read, or [`SchedulerConfig::from_json`] refuses it; the error names the file.
     pub fn open(path: &Path) -> Result<Self, SchedulerError> {
+        let read = |source| SchedulerError::Read { path: path.to_owned(), source };
+        let opened = open_regular(path)?;
+        if opened.bytes > MAX_FILE {
+            let found = format!("expected at most {MAX_FILE} bytes, found {}", opened.bytes);
+            return Err(read(std::io::Error::other(found)));
+        }
         let mut text = String::new();
-        let read = open_regular(path)?.file.take(MAX_FILE).read_to_string(&mut text);
-        read.map_err(|source| SchedulerError::Read { path: path.to_owned(), source })?;
+        opened.file.take(MAX_FILE).read_to_string(&mut text).map_err(read)?;
         Self::from_json(&text).map_err(|source| SchedulerError::In { path: path.to_owned(), source: Box::new(source) })
     }
 

@@ -105,6 +105,14 @@ fn a_file_that_is_not_a_configuration_is_named() {
 }
 
 #[test]
+fn a_file_of_a_terabyte_is_refused_unread() {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    file.as_file().set_len(1 << 40).expect("a sparse file");
+    let message = SchedulerConfig::open(file.path()).expect_err("refused").to_string();
+    assert!(message.ends_with("`: expected at most 8388608 bytes, found 1099511627776"), "{message}");
+}
+
+#[test]
 fn guidance_of_one_is_the_text_output() {
     assert_eq!(guide(&[1.0, 2.0], &[3.0, -2.0], 1.0), [3.0, -2.0]);
     assert_eq!(guide(&[1.0], &[3.0], 6.0), [13.0]);

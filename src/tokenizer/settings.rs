@@ -11,12 +11,12 @@ use serde_json::{Map, Value};
 use tokenizers::AddedToken;
 
 use super::pieces::Pieces;
-use super::{TokenizerError, read};
+use super::{Read, TokenizerError};
 
 /// The named tokens every tokenizer may have, in transformers' order.
 const NAMED: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
-/// Most sentinel tokens accepted; T5 has 100.
-const MAX_EXTRA_IDS: u64 = 100_000;
+/// Most tokens in a list and fields in a file: T5 has some hundred, and each is looked for among the others.
+const MAX_TOKENS: usize = 10_000;
 
 /// An end of a text.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -48,8 +48,9 @@ pub(super) struct Settings {
 }
 
 impl Settings {
-    /// Reads the files of `dir` that are present.
-    pub(super) fn read(dir: &Path, pieces: &Pieces) -> Result<Self, TokenizerError> {
+    /// Reads those files of `dir` that `read` finds.
+    pub(super) fn read(dir: &Path, pieces: &Pieces, read: Read<'_>) -> Result<Self, TokenizerError> {
+        let object = |path: &Path| object(path, read);
         let config_path = dir.join("tokenizer_config.json");
         let at = |problem: String| TokenizerError::File { path: config_path.clone(), problem };
         let mut config = object(&config_path)?.unwrap_or_default();
@@ -64,8 +65,9 @@ impl Settings {
                 parse(decoder).map_err(|e| at(format!("`added_tokens_decoder`: {e}")))?;
             added.extend(decoder.into_iter().map(|(id, token)| (id, token.plain())));
         } else {
-            merge_map(&dir.join("special_tokens_map.json"), &mut config)?;
-            merge_added(&dir.join("added_tokens.json"), &config, &mut added)?;
+            merge_map(object(&dir.join("special_tokens_map.json"))?, &mut config);
+            let path = dir.join("added_tokens.json");
+            merge_added(object(&path)?, &path, &config, &mut added)?;
             added.extend(pieces.added.iter().cloned());
         }
         Self::from_config(&config, pieces, added).map_err(at)
@@ -77,9 +79,10 @@ impl Settings {
         added: BTreeMap<u64, AddedToken>,
     ) -> Result<Self, String> {
         let extra_ids: u64 = field(config, "extra_ids")?.unwrap_or(100);
-        if extra_ids > MAX_EXTRA_IDS {
-            return Err(format!("`extra_ids`: expected at most {MAX_EXTRA_IDS}, found {extra_ids}"));
+        if extra_ids > MAX_TOKENS as u64 {
+            return Err(format!("`extra_ids`: expected at most {MAX_TOKENS}, found {extra_ids}"));
         }
+        few("added tokens", added.len())?;
         let mut named = Vec::new();
         let others = config.keys().map(String::as_str).filter(|key| key.ends_with("_token") && !NAMED.contains(key));
         for name in NAMED.into_iter().chain(others) {
@@ -206,8 +209,8 @@ impl Token {
 }
 
 /// Merges `special_tokens_map.json` into the configuration: it wins, except that lists of extra tokens are joined.
-fn merge_map(path: &Path, config: &mut Map<String, Value>) -> Result<(), TokenizerError> {
-    for (key, value) in object(path)?.unwrap_or_default() {
+fn merge_map(map: Option<Map<String, Value>>, config: &mut Map<String, Value>) {
+    for (key, value) in map.unwrap_or_default() {
         match (key.as_str(), config.get_mut(&key), value) {
             ("extra_special_tokens", Some(Value::Array(known)), Value::Array(more)) => {
                 for token in more {
@@ -221,11 +224,11 @@ fn merge_map(path: &Path, config: &mut Map<String, Value>) -> Result<(), Tokeniz
             }
         }
     }
-    Ok(())
 }
 
 /// Reads `added_tokens.json`, a map from text to id.
 fn merge_added(
+    tokens: Option<Map<String, Value>>,
     path: &Path,
     config: &Map<String, Value>,
     added: &mut BTreeMap<u64, AddedToken>,
@@ -238,7 +241,7 @@ fn merge_added(
     if let Some(Value::Array(tokens)) = config.get("extra_special_tokens") {
         special.extend(tokens.iter().filter_map(text));
     }
-    for (content, id) in object(path)?.unwrap_or_default() {
+    for (content, id) in tokens.unwrap_or_default() {
         let id = id.as_u64().ok_or_else(|| TokenizerError::File {
             path: path.to_owned(),
             problem: format!("`{content}`: expected an id, found {id}"),
@@ -250,14 +253,23 @@ fn merge_added(
 }
 
 /// The JSON object in a file, or `None` if there is no such file.
-fn object(path: &Path) -> Result<Option<Map<String, Value>>, TokenizerError> {
+fn object(path: &Path, read: Read<'_>) -> Result<Option<Map<String, Value>>, TokenizerError> {
     let Some(bytes) = read(path)? else { return Ok(None) };
     let parsed = serde_json::from_slice(&bytes);
     let named = |e: serde_json::Error| TokenizerError::File {
         path: path.to_owned(),
         problem: format!("expected a JSON object, {e}"),
     };
-    parsed.map(Some).map_err(named)
+    let map: Map<String, Value> = parsed.map_err(named)?;
+    let lists = map.iter().filter_map(|(name, value)| Some((name.as_str(), value.as_array()?.len())));
+    let counts = lists.chain([("the file", map.len())]);
+    let too_many = |problem| TokenizerError::File { path: path.to_owned(), problem };
+    counts.into_iter().try_for_each(|(name, count)| few(name, count)).map_err(too_many)?;
+    Ok(Some(map))
+}
+
+fn few(name: &str, found: usize) -> Result<(), String> {
+    if found <= MAX_TOKENS { Ok(()) } else { Err(format!("{name}: expected at most {MAX_TOKENS}, found {found}")) }
 }
 
 fn parse<T: serde::de::DeserializeOwned>(value: &Value) -> Result<T, String> {

@@ -113,7 +113,7 @@ fn truncated_and_garbled_files_are_refused_by_name() {
     for (name, text, wanted) in [
         ("tokenizer_config.json", "[1]", "expected a JSON object"),
         ("tokenizer_config.json", r#"{"extra_ids": 1e9}"#, "`extra_ids`: "),
-        ("tokenizer_config.json", r#"{"extra_ids": 100001}"#, "`extra_ids`: expected at most 100000, found 100001"),
+        ("tokenizer_config.json", r#"{"extra_ids": 10001}"#, "`extra_ids`: expected at most 10000, found 10001"),
         ("tokenizer_config.json", r#"{"pad_token": 3}"#, "`pad_token`: expected a token, found 3"),
         ("tokenizer_config.json", r#"{"pad_token": null}"#, "expected a `pad_token`, found none"),
         ("tokenizer_config.json", r#"{"added_tokens_decoder": {"x": {}}}"#, "`added_tokens_decoder`: "),
@@ -154,4 +154,63 @@ fn base64_is_decoded_with_and_without_padding() {
         assert_eq!(charsmap::from_base64(text).as_deref(), Ok(bytes));
     }
     assert!(charsmap::from_base64("Zm 9").is_err());
+}
+
+#[test]
+fn a_prompt_of_a_hundred_thousand_tokens_is_cut_in_no_time() {
+    let tokenizer = open(&model()).expect("valid");
+    let since = std::time::Instant::now();
+    // Words, and one word without end; NUL is a character like any other.
+    for text in ["red ".repeat(100_000), "red".repeat(100_000), "\0".repeat(100_000), "\u{1f3c0}".repeat(100_000)] {
+        assert!(tokenizer.count(&text).expect("counted") > 1);
+        assert_eq!(tokenizer.encode(&text, 226).expect("cut").len(), 226);
+    }
+    assert_eq!(tokenizer.count(&"red ".repeat(100_000)).expect("counted"), 100_001);
+    assert!(since.elapsed().as_secs() < 20, "{:?}", since.elapsed());
+}
+
+#[test]
+fn nul_is_a_character_like_any_other() {
+    let mut model = model();
+    model.pieces.push(piece("\0", -1.0, 1));
+    let tokenizer = open(&model).expect("valid");
+    assert_eq!(tokenizer.encode("red\0", 4).expect("valid"), [3, 9, 1, 0]);
+    assert_eq!(open(&self::model()).expect("valid").encode("red\0", 4).expect("valid"), [3, 2, 1, 0]);
+}
+
+#[test]
+fn as_many_tokens_as_are_allowed_take_no_time_and_more_are_refused() {
+    let bytes = model().encode_to_vec();
+    let settings = |count: usize| {
+        let decoder = (0..count).map(|i| (i.to_string(), serde_json::json!({ "content": format!("<{i}>") })));
+        let decoder: serde_json::Map<_, _> = decoder.collect();
+        serde_json::json!({ "added_tokens_decoder": decoder, "extra_ids": count }).to_string()
+    };
+    let since = std::time::Instant::now();
+    Tokenizer::open(folder(&[("spiece.model", &bytes), ("tokenizer_config.json", settings(10_000).as_bytes())]).path())
+        .expect("valid");
+    assert!(since.elapsed().as_secs() < 20, "{:?}", since.elapsed());
+    let tokens = vec!["a"; 10_001];
+    for (name, json, found) in [
+        ("tokenizer_config.json", serde_json::json!({ "extra_special_tokens": tokens }), "extra_special_tokens"),
+        (
+            "special_tokens_map.json",
+            serde_json::json!({ "additional_special_tokens": tokens }),
+            "additional_special_tokens",
+        ),
+    ] {
+        let message = refusal(&[("spiece.model", &bytes), (name, json.to_string().as_bytes())]);
+        assert!(message.ends_with(&format!("{name}`: {found}: expected at most 10000, found 10001")), "{message}");
+    }
+    let message = refusal(&[("spiece.model", &bytes), ("tokenizer_config.json", settings(10_001).as_bytes())]);
+    assert!(message.contains("expected at most 10000, found 10001"), "{message}");
+}
+
+#[test]
+fn a_file_of_a_terabyte_is_refused_without_reading_it_all() {
+    let dir = folder(&[("spiece.model", b"")]);
+    let file = std::fs::OpenOptions::new().write(true).open(dir.path().join("spiece.model")).expect("there");
+    file.set_len(1 << 40).expect("a sparse file");
+    let message = Tokenizer::open(dir.path()).expect_err("refused").to_string();
+    assert!(message.ends_with("spiece.model`: expected at most 16777216 bytes, found more"), "{message}");
 }

@@ -33,6 +33,9 @@ pub enum ReferenceError {
     Setting { path: PathBuf, key: &'static str, expected: &'static str, found: String },
 }
 
+/// Largest reference read: the frames of a published model's longest video have about 1 GB.
+const MAX_BYTES: u64 = 4 << 30;
+
 /// A reference file in memory.
 pub struct Reference {
     path: PathBuf,
@@ -46,11 +49,16 @@ impl Reference {
     /// # Errors
     /// No file, or not a safetensors file.
     pub fn open(path: &Path) -> Result<Self, ReferenceError> {
-        let mut bytes = vec![];
-        let read = open_regular(path)?.file.read_to_end(&mut bytes);
-        read.map_err(|source| ReferenceError::Read { path: path.into(), source })?;
         let format =
             |e: safetensors::SafeTensorError| ReferenceError::Format { path: path.into(), message: e.to_string() };
+        let opened = open_regular(path)?;
+        if opened.bytes > MAX_BYTES {
+            let message = format!("expected at most {MAX_BYTES} bytes, found {}", opened.bytes);
+            return Err(ReferenceError::Format { path: path.into(), message });
+        }
+        let mut bytes = vec![];
+        let read = opened.file.take(MAX_BYTES).read_to_end(&mut bytes);
+        read.map_err(|source| ReferenceError::Read { path: path.into(), source })?;
         let (_, header) = SafeTensors::read_metadata(&bytes).map_err(format)?;
         SafeTensors::deserialize(&bytes).map_err(format)?;
         let settings = header.metadata().clone().unwrap_or_default();
@@ -152,6 +160,7 @@ impl Reference {
             let stem = self.path.file_stem().unwrap_or_default().to_string_lossy();
             self.path.with_file_name(format!("{stem}-input.{ending}"))
         };
+        pipeline.check_sides(request.height, request.width)?;
         let size = [request.height, request.width];
         if self.text("image") == Some("True") {
             request.start = Start::Image(picture::image(&beside("png"), size)?);

@@ -6,6 +6,8 @@
 mod checkpoints;
 mod commands;
 mod configs;
+mod full;
+mod pictures;
 mod references;
 mod runs;
 #[path = "../scene/mod.rs"]

@@ -14,6 +14,24 @@ fn first_file(scene: &Scene, field: &str, value: &str) {
     scene.json(MANIFEST, |m| m["files"][0][field] = value.into());
 }
 
+/// A bundle whose text encoder's graph is damaged, of the size that the manifest says.
+fn graph(scene: &Scene, damage: impl FnOnce(&mut Vec<u8>)) {
+    const GRAPH: &str = "BUNDLE/text_encoder/model.onnx";
+    bundle(scene);
+    scene.bytes(GRAPH, damage);
+    let bytes = std::fs::metadata(scene.path(GRAPH)).expect("there").len();
+    scene.json(MANIFEST, |m| {
+        let files = m["files"].as_array_mut().expect("a list");
+        files.iter_mut().find(|f| f["path"] == "text_encoder/model.onnx").expect("there")["bytes"] = bytes.into();
+    });
+}
+
+/// Put `to` where `from` is first.
+fn replace(bytes: &mut [u8], from: &[u8], to: &[u8]) {
+    let at = bytes.windows(from.len()).position(|window| window == from).expect("there");
+    bytes[at..at + to.len()].copy_from_slice(to);
+}
+
 /// A bundle that is refused.
 const fn run(name: &'static str, breaks: fn(&Scene), message: &'static str) -> Case {
     Case { name, breaks, line: "cogvx run BUNDLE -p fox --steps 2 -o OUT.npy", message }
@@ -71,8 +89,8 @@ fn damaged_bundles_are_refused() {
         run(
             "a graph of garbage",
             |s| (bundle(s), s.bytes("BUNDLE/text_encoder/model.onnx", |b| b.fill(0xff))).0,
-            "cannot load `BUNDLE/text_encoder/model.onnx`: Load model from BUNDLE/text_encoder/model.onnx \
-             failed:Protobuf parsing failed.",
+            "`BUNDLE/text_encoder/model.onnx`: the file: expected an ONNX model as cogvx writes it, found a \
+             ModelProto that ends inside a field",
         ),
         run(
             "a configuration that does not fit",
@@ -97,8 +115,97 @@ fn damaged_bundles_are_refused() {
                     first["bytes"] = bytes.into();
                 });
             },
-            "cannot run `BUNDLE/vae_decoder/first.onnx`: Got invalid dimensions for input: latents for the \
-             following indices index: 2 Got: 3 Expected: 2 Please fix either the inputs/outputs or the model.",
+            "`BUNDLE/vae_decoder/first.onnx`: inputs: expected `latents` f32[batch, 4, frames, height, width] as in \
+             `cogvx.json`, found `latents` f32[batch, 4, 2, height, width]",
+        ),
+        run(
+            "a graph without one of the manifest's outputs",
+            |s| {
+                bundle(s);
+                s.json(MANIFEST, |m| {
+                    let outputs =
+                        m["components"]["text_encoder"]["graphs"][0]["outputs"].as_array_mut().expect("a list");
+                    outputs.push(outputs[0].clone());
+                });
+            },
+            "`BUNDLE/text_encoder/model.onnx`: outputs: expected `last_hidden_state` f32[batch, tokens, 20] as in \
+             `cogvx.json`, found no more",
+        ),
+        run(
+            "a graph that the manifest does not list",
+            |s| {
+                bundle(s);
+                s.json(MANIFEST, |m| m["components"]["text_encoder"]["graphs"] = serde_json::json!([]));
+            },
+            "`BUNDLE/text_encoder/model.onnx`: expected among the graphs of `text_encoder` in `cogvx.json`, found none",
+        ),
+        run(
+            "an empty graph",
+            |s| graph(s, Vec::clear),
+            "`BUNDLE/text_encoder/model.onnx`: the file: expected an ONNX model, found an empty file",
+        ),
+        run(
+            "a graph cut short",
+            |s| graph(s, |b| b.truncate(b.len() - 3)),
+            "`BUNDLE/text_encoder/model.onnx`: the file: expected an ONNX model as cogvx writes it, found a ModelProto \
+             that ends inside a field",
+        ),
+        run(
+            "a graph of a newer IR version",
+            |s| graph(s, |b| b[1] = 11),
+            "`BUNDLE/text_encoder/model.onnx`: IR version: expected 10, found 11",
+        ),
+        run(
+            "a graph of another opset",
+            |s| graph(s, |b| replace(b, b"\x0a\0\x10\x17", b"\x0a\0\x10\x7f")),
+            "`BUNDLE/text_encoder/model.onnx`: opset of ONNX: expected version 21 to 23, found 127",
+        ),
+        run(
+            "external data above the bundle",
+            |s| graph(s, |b| replace(b, b"model.safetensors", b"../../secret.file")),
+            "`BUNDLE/text_encoder/model.onnx`: initializer `shared.weight`: expected \
+             external data in a plain relative path, found `../../secret.file`",
+        ),
+        run(
+            "external data with an absolute path",
+            |s| graph(s, |b| replace(b, b"model.safetensors", b"/etc/ssl/cert.pem")),
+            "`BUNDLE/text_encoder/model.onnx`: initializer `shared.weight`: expected \
+             external data in a plain relative path, found `/etc/ssl/cert.pem`",
+        ),
+        run(
+            "external data through a link out of the bundle",
+            |s| {
+                graph(s, |b| replace(b, b"model.safetensors", b"leads_out.secrets"));
+                s.write("secret", [0; 99]);
+                std::os::unix::fs::symlink("../../secret", s.path("BUNDLE/text_encoder/leads_out.secrets"))
+                    .expect("a link");
+            },
+            "`BUNDLE/text_encoder/leads_out.secrets`: expected a link to a file inside `BUNDLE`, found `TMP/secret`",
+        ),
+        run(
+            "external data in a FIFO",
+            |s| {
+                graph(s, |b| replace(b, b"model.safetensors", b"waits.for.a_write"));
+                s.fifo("BUNDLE/text_encoder/waits.for.a_write");
+            },
+            "`BUNDLE/text_encoder/waits.for.a_write`: expected a regular file, found a fifo",
+        ),
+        run(
+            "external data at a negative offset",
+            |s| graph(s, |b| replace(b, b"31880", b"-1880")),
+            "`BUNDLE/text_encoder/model.onnx`: initializer `shared.weight`: expected a `offset` from 0 to 2^63 - 1, found \
+             `-1880`",
+        ),
+        run(
+            "external data of another length",
+            |s| graph(s, |b| replace(b, b"28160", b"99999")),
+            "`BUNDLE/text_encoder/model.onnx`: initializer `shared.weight`: expected 28160 bytes for [352, 20], found 99999",
+        ),
+        run(
+            "external data past the end",
+            |s| graph(s, |b| replace(b, b"31880", b"31881")),
+            "`BUNDLE/text_encoder/model.onnx`: initializer `shared.weight`: expected data within the 60040 bytes of \
+             `model.safetensors`, found 28160 bytes from 31881 on",
         ),
         run(
             "a bundle without a transformer",
@@ -249,6 +356,16 @@ fn weights_that_are_no_numbers_end_the_run_at_their_stage() {
             LINE,
             |s| poison(s, "CKPT/transformer/diffusion_pytorch_model.safetensors", "proj_out.bias", f32::INFINITY),
             "`transformer` gave NaN or infinity: its weights hold such numbers, or the bundle's precision is \
+             too low for the model",
+        ),
+        refused(
+            "a weight out of the range of fp16",
+            "cogvx run BUNDLE -p fox --steps 2 -o OUT.npy",
+            |s| {
+                poison(s, "CKPT/text_encoder/model.safetensors", "encoder.final_layer_norm.weight", 1e6);
+                assert_eq!(s.run("cogvx-export CKPT -o BUNDLE --precision fp16").code, Some(0));
+            },
+            "`text_encoder` gave NaN or infinity: its weights hold such numbers, or the bundle's precision is \
              too low for the model",
         ),
         refused(

@@ -42,6 +42,27 @@ fn damaged_safetensors_headers_are_refused() {
              bytes, found 18446744073709551615",
         ),
         export(
+            "header length of more than 100 MB",
+            |s| length(s, 100_000_001),
+            "`CKPT/transformer/diffusion_pytorch_model.safetensors`: expected a header of at most 100000000 \
+             bytes, found 100000001",
+        ),
+        export(
+            "a dimension of more than 64 bits",
+            |s| header(s, r#"{"a": {"dtype": "F32", "shape": [99999999999999999999], "data_offsets": [0, 8]}}"#),
+            "`CKPT/transformer/diffusion_pytorch_model.safetensors`: header: expected JSON, found `a`: invalid type: \
+             floating point `1e+20`, expected u64 at line 1 column 53",
+        ),
+        export(
+            "a hundred thousand axes",
+            |s| {
+                let shape = vec!["1"; 100_000].join(",");
+                header(s, &format!(r#"{{"a": {{"dtype": "F32", "shape": [{shape}], "data_offsets": [0, 8]}}}}"#));
+            },
+            "tensor `a`: expected at most 16 dimensions, found more \
+             (`CKPT/transformer/diffusion_pytorch_model.safetensors`)",
+        ),
+        export(
             "shorter than a header length",
             |s| s.write(DIT, b"\x10\0\0\0"),
             "`CKPT/transformer/diffusion_pytorch_model.safetensors`: expected 8 bytes, found 4",
@@ -338,6 +359,35 @@ fn shards_that_disagree_with_their_index_are_refused() {
         ),
     ];
     check("2b-fp16-sharded", &cases);
+}
+
+#[test]
+fn learned_positions_that_contradict_the_configuration_are_refused() {
+    const FLAG: &str = "use_learned_positional_embeddings";
+    const CONFIG: &str = "CKPT/transformer/config.json";
+    let cases = [
+        export(
+            "positions in the weights only",
+            |s| s.set(CONFIG, FLAG, false),
+            "1 problem building `transformer` from CKPT/transformer\n\
+             \x20 `patch_embed.pos_embedding`: in checkpoint, not used by the model \
+             (diffusion_pytorch_model.safetensors)",
+        ),
+        export(
+            "learned positions without rotary ones",
+            |s| s.set(CONFIG, "use_rotary_positional_embeddings", false),
+            "`use_learned_positional_embeddings`: expected `false` without rotary positions: no published model is \
+             like that, found `true` (`CKPT/transformer/config.json`)",
+        ),
+    ];
+    check("5b-i2v", &cases);
+    let cases = [export(
+        "positions in the configuration only",
+        |s| s.set(CONFIG, FLAG, true),
+        "1 problem building `transformer` from CKPT/transformer\n\
+             \x20 `patch_embed.pos_embedding`: expected [1, 56, 48], not in checkpoint",
+    )];
+    check("5b", &cases);
 }
 
 #[test]

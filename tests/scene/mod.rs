@@ -108,9 +108,22 @@ impl Scene {
 
     /// Run a command line in the folder; its first word is a binary of this package.
     pub fn run(&self, line: &str) -> Said {
+        self.run_command(self.command(line))
+    }
+
+    /// Run it by `script`, where `"$@"` is the command, in the shell.
+    pub fn run_in_shell(&self, script: &str, line: &str) -> Said {
+        let inner = self.command(line);
+        let mut command = Command::new("sh");
+        command.args(["-c", script, "sh"]).arg(inner.get_program()).args(inner.get_args());
+        command.current_dir(&self.root).stdin(Stdio::null());
+        self.run_command(command)
+    }
+
+    fn run_command(&self, mut command: Command) -> Said {
         let (mut stdout, mut stderr) = (tempfile::tempfile().expect("a file"), tempfile::tempfile().expect("a file"));
         let (out, err) = (stdout.try_clone().expect("a handle"), stderr.try_clone().expect("a handle"));
-        let mut child = self.command(line).stdout(out).stderr(err).spawn().expect("it starts");
+        let mut child = command.stdout(out).stderr(err).spawn().expect("it starts");
         let status = wait(&mut child, PATIENCE);
         let read = |file: &mut fs::File| {
             let mut text = String::new();

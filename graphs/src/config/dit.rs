@@ -80,6 +80,14 @@ impl DitConfig {
         Self::from_fields(&Fields::read(path)?)
     }
 
+    /// Reads the text of such a file; `file` is for messages.
+    ///
+    /// # Errors
+    /// When it is not JSON or a field has a value cogvx cannot honour.
+    pub fn from_slice(file: &Path, json: &[u8]) -> Result<Self, ConfigError> {
+        Self::from_fields(&Fields::parse(file, json)?)
+    }
+
     /// Reads the same fields from `value`; `file` is for messages.
     ///
     /// # Errors

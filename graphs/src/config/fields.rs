@@ -82,11 +82,16 @@ impl<'a> Fields<'a> {
             let found = opened.bytes.max(bytes.len() as u64);
             return Err(ConfigError::TooLarge { file: file.into(), limit: MAX_BYTES, found });
         }
+        Self::parse(file, &bytes)
+    }
+
+    /// The fields of the text `bytes`; `file` is for messages.
+    pub fn parse(file: &'a Path, bytes: &[u8]) -> Result<Self, ConfigError> {
         if bytes.starts_with(b"version https://git-lfs") {
             let problem = "expected JSON, found a git-lfs pointer: run `git lfs pull`".into();
             return Err(ConfigError::Json { file: file.into(), problem });
         }
-        let value = parse(&bytes).map_err(|problem| ConfigError::Json { file: file.into(), problem })?;
+        let value = parse(bytes).map_err(|problem| ConfigError::Json { file: file.into(), problem })?;
         Self::new(file, value)
     }
 
@@ -95,10 +100,6 @@ impl<'a> Fields<'a> {
             Value::Object(map) => Ok(Self { file, map }),
             _ => Err(ConfigError::Json { file: file.into(), problem: "expected a JSON object".into() }),
         }
-    }
-
-    pub fn file(&self) -> &'a Path {
-        self.file
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (&String, &Value)> {
@@ -148,10 +149,12 @@ impl<'a> Fields<'a> {
         value.as_f64().filter(|n| range.contains(n)).ok_or_else(|| self.wrong(field, expected()))
     }
 
-    /// An epsilon, as the `f32` it is in an ONNX attribute.
+    /// An epsilon, as the `f32` it is in an ONNX attribute; the range is of `f32` too, so that what is written is read back.
     #[expect(clippy::cast_possible_truncation, reason = "the range keeps it a normal f32")]
     pub fn epsilon(&self, field: &str, default: f64) -> Result<f32, ConfigError> {
-        self.number(field, default, 1e-12..=1e-1).map(|eps| eps as f32)
+        let found = self.map.get(field).map_or(Some(default), Value::as_f64).map(|eps| eps as f32);
+        let found = found.filter(|eps| (1e-12..=1e-1).contains(eps));
+        found.ok_or_else(|| self.wrong(field, "a number from 1e-12 to 1e-1"))
     }
 
     pub fn flag(&self, field: &str, default: bool) -> Result<bool, ConfigError> {

@@ -73,23 +73,35 @@ impl PipelineIndex {
     /// When the file cannot be read, the pipeline is not one of [`PipelineClass`], a component is missing from the
     /// file or its directory from the checkpoint.
     pub fn from_json(path: &Path) -> Result<Self, ConfigError> {
-        let f = Fields::read(path)?;
+        let index = Self::from_fields(&Fields::read(path)?)?;
+        let checkpoint = path.parent().unwrap_or(Path::new(""));
+        let missing = |name: &&String| !checkpoint.join(name).is_dir();
+        let missing: Vec<_> = index.components.keys().filter(missing).map(|name| format!("`{name}`")).collect();
+        if !missing.is_empty() {
+            return Err(ConfigError::MissingComponents { file: path.into(), missing });
+        }
+        Ok(index)
+    }
+
+    /// Reads the text of such a file without looking for directories; `file` is for messages.
+    ///
+    /// # Errors
+    /// When it is not JSON, the pipeline is not one of [`PipelineClass`] or a component is missing.
+    pub fn from_slice(file: &Path, json: &[u8]) -> Result<Self, ConfigError> {
+        Self::from_fields(&Fields::parse(file, json)?)
+    }
+
+    fn from_fields(f: &Fields) -> Result<Self, ConfigError> {
         let found = f.value("_class_name").and_then(Value::as_str);
         let class = PipelineClass::ALL.into_iter().find(|class| Some(class.name()) == found);
         let known = PipelineClass::ALL.map(|class| format!("`{class}`")).join(" or ");
         let class = class.ok_or_else(|| f.wrong("_class_name", known))?;
         let mut components = BTreeMap::new();
         for (name, value) in f.iter().filter(|(name, _)| !name.starts_with('_')) {
-            components.extend(component(&f, name, value)?.map(|component| (name.clone(), component)));
+            components.extend(component(f, name, value)?.map(|component| (name.clone(), component)));
         }
         for name in REQUIRED {
             f.require(name, "a library and a class", components.contains_key(name))?;
-        }
-        let checkpoint = f.file().parent().unwrap_or(Path::new(""));
-        let missing = |name: &&String| !checkpoint.join(name).is_dir();
-        let missing: Vec<_> = components.keys().filter(missing).map(|name| format!("`{name}`")).collect();
-        if !missing.is_empty() {
-            return Err(ConfigError::MissingComponents { file: path.into(), missing });
         }
         let diffusers_version = f.value("_diffusers_version").and_then(Value::as_str).map(String::from);
         Ok(Self { class, diffusers_version, components })

@@ -64,6 +64,15 @@ fn every_config_survives_its_own_json() {
 }
 
 #[test]
+fn the_ends_of_a_range_survive_their_own_json() {
+    for epsilon in [1e-12, 1e-1] {
+        let config = dit(json!({ "norm_eps": epsilon })).expect("in range");
+        let value = serde_json::to_value(&config).expect("plain fields");
+        assert_eq!(DitConfig::from_value(Path::new("config.json"), value).expect("in range"), config);
+    }
+}
+
+#[test]
 fn wrong_class_is_refused_with_expected_before_found() {
     assert_eq!(
         message(dit(json!({ "_class_name": "UNet2DConditionModel" }))),

@@ -59,8 +59,9 @@ impl std::ops::Mul for Tokens<'_> {
 /// # Errors
 /// Tensors missing, unexpected or of the wrong shape.
 pub fn build(cfg: &DitConfig, weights: &Weights, latents: &VideoDims, tokens: &Dim) -> Result<Graph, BuildError> {
-    // Sine positions are computed by the runtime for each size, whether or not the checkpoint stores a table.
-    let ignored = |name: &str| name == "patch_embed.pos_embedding";
+    // Sine positions are computed by the runtime for each size, whether or not the checkpoint stores a table. A table beside
+    // rotary positions is a learned one, which the configuration then denies.
+    let ignored = |name: &str| name == "patch_embed.pos_embedding" && !cfg.use_rotary_positional_embeddings;
     crate::scope::build("transformer", weights, ignored, |s| {
         let VideoDims { frames, height, width } = latents;
         let (g, batch) = (s.graph(), &Dim::named("batch"));

@@ -153,9 +153,9 @@ impl Lower {
         let scales: Vec<_> = [1, 1].iter().chain(&factors[leading..]).map(|&f| small(f)).collect();
         let scales = x.graph.floats(&[scales.len()], &scales);
         let attributes = vec![
-            ("coordinate_transformation_mode", Text("asymmetric")),
-            ("mode", Text("nearest")),
-            ("nearest_mode", Text("floor")),
+            ("coordinate_transformation_mode", Text("asymmetric".into())),
+            ("mode", Text("nearest".into())),
+            ("nearest_mode", Text("floor".into())),
         ];
         let r#type = Type::new(x.dtype(), folded(to));
         let resized = emit("", "Resize", 19, attributes, &[Some(input), None, Some(scales)], vec![r#type], x.graph)[0];
@@ -349,7 +349,7 @@ impl Pass for Lower {
             Op::Attention { heads, scale } => Some(vec![self.attention(inputs, *heads, *scale, types[0].clone(), out)]),
             Op::Rotary { heads } => Some(vec![self.rotary(x?, &inputs[1..], *heads)]),
             Op::Gelu if self.target.has_contrib_operators() => contrib("FastGelu", vec![]),
-            Op::Gelu => one("Gelu", 20, vec![("approximate", Text("tanh"))]),
+            Op::Gelu => one("Gelu", 20, vec![("approximate", Text("tanh".into()))]),
             Op::Silu if self.target.has_contrib_operators() => contrib("QuickGelu", vec![("alpha", Float(1.0))]),
             Op::Silu => {
                 let sigmoid = emit("", "Sigmoid", 13, vec![], inputs, types, out)[0];

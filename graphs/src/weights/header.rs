@@ -5,18 +5,19 @@
 //! oracle in the tests instead.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::Path;
 
 use serde::Deserialize;
 
 use super::error::{TensorProblem, WeightsError};
 use super::json::{Pairs, Short, parse, shown};
-use super::positioned::read_exact_at;
+use super::positioned::Bytes;
 use crate::dtype::DType;
 
 /// The format's own limit.
 const MAX_HEADER: u64 = 100_000_000;
+/// Largest header whose metadata are kept: maps of short strings take many times their bytes.
+const MAX_METADATA: u64 = 16 << 20;
 const MAX_RANK: usize = 16;
 pub(super) const MAX_NAME: usize = 1024;
 
@@ -46,10 +47,10 @@ struct Info {
 }
 
 /// Reads and checks the header of `file`, which is `bytes` long; `path` is for messages.
-pub(super) fn read(file: &File, bytes: u64, path: &Path) -> Result<Header, WeightsError> {
+pub(super) fn read(file: &Bytes, bytes: u64, path: &Path) -> Result<Header, WeightsError> {
     let mut start = [0; 64];
     let start = &mut start[..usize::try_from(bytes.min(64)).unwrap_or(64)];
-    read_exact_at(file, start, 0).map_err(|source| WeightsError::Io { file: path.into(), source })?;
+    file.read_exact_at(start, 0).map_err(|source| WeightsError::Io { file: path.into(), source })?;
     if let Some(found) = something_else(start) {
         return Err(WeightsError::NotSafetensors { file: path.into(), found });
     }
@@ -65,19 +66,22 @@ pub(super) fn read(file: &File, bytes: u64, path: &Path) -> Result<Header, Weigh
         return Err(WeightsError::Length { file: path.into(), expected, found: bytes });
     }
     let mut json = vec![0; usize::try_from(length).unwrap_or(0)];
-    read_exact_at(file, &mut json, 8).map_err(|source| WeightsError::Io { file: path.into(), source })?;
+    file.read_exact_at(&mut json, 8).map_err(|source| WeightsError::Io { file: path.into(), source })?;
     entries(&json, bytes, path).map(|entries| Header { entries, bytes: expected })
 }
 
 /// The `__metadata__` of a file whose header was read before and ends at byte `end`.
-pub(super) fn metadata(file: &File, end: u64, path: &Path) -> Result<BTreeMap<String, String>, WeightsError> {
+pub(super) fn metadata(file: &Bytes, end: u64, path: &Path) -> Result<BTreeMap<String, String>, WeightsError> {
     #[derive(Deserialize)]
     struct Reserved {
         #[serde(default, rename = "__metadata__")]
         metadata: Option<BTreeMap<String, String>>,
     }
-    let mut json = vec![0; usize::try_from(end.saturating_sub(8).min(MAX_HEADER)).unwrap_or(0)];
-    read_exact_at(file, &mut json, 8).map_err(|source| WeightsError::Io { file: path.into(), source })?;
+    if end > MAX_METADATA {
+        return Err(WeightsError::HeaderLength { file: path.into(), limit: MAX_METADATA, found: end });
+    }
+    let mut json = vec![0; usize::try_from(end.saturating_sub(8)).unwrap_or(0)];
+    file.read_exact_at(&mut json, 8).map_err(|source| WeightsError::Io { file: path.into(), source })?;
     let reserved: Reserved =
         parse(&json).map_err(|e| WeightsError::Json { file: path.into(), problem: format!("`__metadata__`: {e}") })?;
     Ok(reserved.metadata.unwrap_or_default())

@@ -34,12 +34,17 @@ pub(super) fn read(path: &Path, real: &Path) -> Result<Index, WeightsError> {
     }
     let mut json = vec![0; usize::try_from(opened.bytes).unwrap_or(0)];
     read_exact_at(&opened.file, &mut json, 0).map_err(|source| WeightsError::Io { file: path.into(), source })?;
+    parsed(&json, path)
+}
+
+/// The index in the text `json`; `path` is for messages.
+pub(super) fn parsed(json: &[u8], path: &Path) -> Result<Index, WeightsError> {
     if json.starts_with(b"version https://git-lfs") {
         let found = "a git-lfs pointer: run `git lfs pull`";
         return Err(WeightsError::NotSafetensors { file: path.into(), found });
     }
     let bad_json = |problem| WeightsError::Json { file: path.into(), problem };
-    let file: File = parse(&json).map_err(bad_json)?;
+    let file: File = parse(json).map_err(bad_json)?;
     let map = file.weight_map.sorted();
     let map = map.map_err(|twice| bad_json(format!("tensor `{}` comes twice", shown(&twice))))?;
     number(map, path)

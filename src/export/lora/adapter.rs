@@ -32,9 +32,16 @@ impl Adapter {
     /// # Errors
     /// There is one that is incomplete, of a DoRA, or has patterns that are not names of modules.
     pub fn read(weights: &Weights, path: &Path) -> Result<Option<Self>, LoraError> {
+        match weights.metadata(0)?.remove("lora_adapter_metadata") {
+            Some(text) => Self::parse(&text, path),
+            None => Ok(None),
+        }
+    }
+
+    /// The configuration `text`, if it is one of the transformer.
+    pub fn parse(text: &str, path: &Path) -> Result<Option<Self>, LoraError> {
         let wrong = |message| LoraError::Metadata { file: path.into(), message };
-        let Some(text) = weights.metadata(0)?.remove("lora_adapter_metadata") else { return Ok(None) };
-        let json: Value = serde_json::from_str(&text).map_err(|e| wrong(format!("expected JSON, found {e:.200}")))?;
+        let json: Value = serde_json::from_str(text).map_err(|e| wrong(format!("expected JSON, found {e:.200}")))?;
         let Value::Object(fields) = &json else { return Err(wrong("expected an object".into())) };
         if !fields.keys().any(|key| key.starts_with("transformer.")) {
             return Ok(None);
