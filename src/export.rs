@@ -72,6 +72,11 @@ pub enum ExportError {
         "`--quantize`: expected a scheme that `--target {target}` has kernels for, such as `{instead}`, found `{scheme}`"
     )]
     Scheme { scheme: &'static str, target: &'static str, instead: &'static str },
+    /// A scheme with scales of features, which only calibration tells.
+    #[error(
+        "`--quantize {scheme}`: expected `--calibration TABLE`, found none: make one with `cogvx calibrate`, or quantize to `int8-weight`"
+    )]
+    NoTable { scheme: &'static str },
     /// A defect of cogvx: a pass made a graph that does not fit together.
     #[error("cannot lower `{graph}`: {problem}")]
     Lower { graph: String, problem: Problem },
@@ -408,7 +413,7 @@ impl Exporter<'_> {
                 }
                 Ok(numbers)
             };
-            smooth(&mut plan, graph, component.name(), table, &read)?;
+            smooth(&mut plan, graph, component.name(), (table, self.options.observer), &read)?;
         }
         Ok(plan)
     }

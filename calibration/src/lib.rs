@@ -8,5 +8,6 @@ pub mod observe;
 pub mod plan;
 pub mod quantize;
 pub mod round;
+pub mod scales;
 pub mod smooth;
 pub mod table;

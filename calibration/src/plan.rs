@@ -10,26 +10,49 @@ use cogvx_graphs::quantized::LinearForm;
 /// A way to quantize, under the name it has on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scheme {
-    /// `int8`: W8A8, weights and activations.
+    /// `int8`: W8A8, weights and features; features by each token's largest magnitude.
     Int8,
+    /// `int8-static`: W8A8; features by one scale for each layer, found by calibration.
+    Int8Static,
     /// `int8-weight`: weights alone.
     Int8Weight,
     /// `int4-weight`: weights alone.
     Int4Weight,
+    /// `fp8`: weights and features in E4M3; features by one scale for each layer, found by calibration.
+    Fp8,
 }
 
 impl Scheme {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Int8, Self::Int8Weight, Self::Int4Weight];
+    pub const ALL: [Self; 5] = [Self::Int8, Self::Int8Static, Self::Int8Weight, Self::Int4Weight, Self::Fp8];
 
     /// The name on the command line and in manifests.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Int8 => "int8",
+            Self::Int8Static => "int8-static",
             Self::Int8Weight => "int8-weight",
             Self::Int4Weight => "int4-weight",
+            Self::Fp8 => "fp8",
         }
+    }
+
+    /// Whether `target` has kernels for it.
+    #[must_use]
+    pub const fn runs_on(self, target: Target) -> bool {
+        match self {
+            Self::Int8 => matches!(target, Target::Cpu),
+            Self::Int8Static => matches!(target, Target::Cpu | Target::TensorRt),
+            Self::Int8Weight | Self::Int4Weight => true,
+            Self::Fp8 => matches!(target, Target::TensorRt),
+        }
+    }
+
+    /// Whether it needs a calibration table.
+    #[must_use]
+    pub const fn needs_table(self) -> bool {
+        matches!(self, Self::Int8Static | Self::Fp8)
     }
 }
 
@@ -113,6 +136,9 @@ pub(crate) fn quantizable(weight: &Weight) -> Option<[usize; 2]> {
 fn form(scheme: Scheme, target: Target, input: usize) -> LinearForm {
     let (bits, block): (u8, u32) = match scheme {
         Scheme::Int8 => return LinearForm::PerToken,
+        // Scales come from the table.
+        Scheme::Int8Static => return LinearForm::PerTensor { scale: 1.0, zero_point: 128 },
+        Scheme::Fp8 => return LinearForm::Float8 { scale: 1.0 },
         Scheme::Int8Weight => (8, 128),
         Scheme::Int4Weight => (4, 64),
     };

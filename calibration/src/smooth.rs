@@ -10,9 +10,14 @@ use std::collections::BTreeMap;
 use cogvx_graphs::graph::{Graph, Node, Source, WeightPart};
 use cogvx_graphs::op::{Binary, Op};
 
+use cogvx_graphs::pass::Target;
+use cogvx_graphs::quantized::LinearForm;
+
+use crate::histogram::Clip;
 use crate::plan::{Layer, Plan};
 use crate::round::{restore, restore_features};
-use crate::table::Table;
+use crate::scales::settled;
+use crate::table::{Place, Table};
 
 /// Strengths tried; 0 leaves all as it is.
 const STRENGTHS: [f32; 8] = [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9];
@@ -33,11 +38,18 @@ enum Origin {
 /// Reads a weight `[out, in]` as `f32`.
 pub type Read<'a, E> = dyn Fn(&str) -> Result<Vec<f32>, E> + 'a;
 
-/// Balance the layers of `plan`, made for `graph`, a `component`, by what `table` has seen.
+/// Balance the layers of `plan`, made for `graph`, a `component`, by what `table` has seen; then fix the scales of features
+/// that have one, cutting off what `method` says.
 ///
 /// # Errors
 /// Those of `read`.
-pub fn smooth<E>(plan: &mut Plan, graph: &Graph, component: &str, table: &Table, read: &Read<'_, E>) -> Result<(), E> {
+pub fn smooth<E>(
+    plan: &mut Plan,
+    graph: &Graph,
+    component: &str,
+    (table, method): (&Table, Clip),
+    read: &Read<'_, E>,
+) -> Result<(), E> {
     for (name, layer) in &mut plan.layers {
         let place = table.layers.get(&format!("{component}/{name}"));
         let fits = |place: &&String| table.places.get(*place).is_some_and(|place| place.width == layer.features[1]);
@@ -48,7 +60,7 @@ pub fn smooth<E>(plan: &mut Plan, graph: &Graph, component: &str, table: &Table,
         let Some(place) = place.and_then(|place| table.places.get(place)) else { continue };
         let weights = layers.iter().map(|name| read(name)).collect::<Result<Vec<_>, E>>()?;
         let members: Vec<_> = layers.iter().map(|name| &plan.layers[name]).zip(&weights).collect();
-        let Some(factors) = best(plan, &members, &place.magnitudes(), &place.rows) else { continue };
+        let Some(factors) = best(plan.target, &members, place, method) else { continue };
         let inverse: Vec<_> = factors.iter().map(|s| 1.0 / s).collect();
         match origin {
             Origin::Norms(norms) => plan.norms.extend(norms.into_iter().map(|norm| (norm, inverse.clone()))),
@@ -64,22 +76,33 @@ pub fn smooth<E>(plan: &mut Plan, graph: &Graph, component: &str, table: &Table,
             }
         }
     }
+    for layer in plan.layers.values_mut() {
+        if let Some(place) = layer.place.as_ref().and_then(|place| table.places.get(place)) {
+            layer.form = settled(layer.form, plan.target, place, &layer.columns, method);
+        }
+    }
     Ok(())
 }
 
 /// The factors that lose least, if any lose less than none.
-fn best(plan: &Plan, members: &[(&Layer, &Vec<f32>)], magnitudes: &[f32], rows: &[f32]) -> Option<Vec<f32>> {
-    let width = magnitudes.len();
+fn best(target: Target, members: &[(&Layer, &Vec<f32>)], place: &Place, method: Clip) -> Option<Vec<f32>> {
+    let (width, magnitudes) = (place.width, place.magnitudes());
     let mut columns = vec![0.0_f32; width];
     for row in members.iter().flat_map(|(_, weight)| weight.chunks_exact(width)) {
         columns.iter_mut().zip(row).for_each(|(most, x)| *most = most.max(x.abs()));
     }
-    let rows = spread(rows, width, ROWS);
+    let rows = spread(&place.rows, width, ROWS);
     let samples: Vec<_> = members.iter().map(|(layer, weight)| (*layer, spread(weight, width, OUTPUTS))).collect();
-    let loss = |factors: &[f32]| samples.iter().map(|(layer, weight)| loss(plan, layer, &rows, weight, factors)).sum();
+    let loss = |factors: &[f32]| {
+        let of = |(layer, weight): &(&Layer, Vec<f32>)| {
+            let form = settled(layer.form, target, place, factors, method);
+            loss(form, target, &rows, weight, factors)
+        };
+        samples.iter().map(of).sum()
+    };
     let none: f64 = loss(&vec![1.0; width]);
     let tried = STRENGTHS.map(|strength| {
-        let factors = factors(magnitudes, &columns, strength);
+        let factors = factors(&magnitudes, &columns, strength);
         (loss(&factors), factors)
     });
     let (least, factors) = tried.into_iter().min_by(|a, b| a.0.total_cmp(&b.0))?;
@@ -100,14 +123,14 @@ fn factors(magnitudes: &[f32], columns: &[f32], strength: f32) -> Vec<f32> {
 }
 
 /// Square error of the layer's outputs on `rows`, both quantized, features divided by `factors`.
-fn loss(plan: &Plan, layer: &Layer, rows: &[f32], weight: &[f32], factors: &[f32]) -> f64 {
+fn loss(form: LinearForm, target: Target, rows: &[f32], weight: &[f32], factors: &[f32]) -> f64 {
     let width = factors.len();
     let by = |numbers: &[f32], factor: fn(f32, f32) -> f32| -> Vec<f32> {
         let scaled = numbers.chunks_exact(width).flat_map(|row| row.iter().zip(factors).map(|(&x, &s)| factor(x, s)));
         scaled.collect()
     };
-    let features = restore_features(layer.form, by(rows, |x, s| x / s), width);
-    let rounded = restore(layer.form, plan.target, &by(weight, |w, s| w * s), width);
+    let features = restore_features(form, by(rows, |x, s| x / s), width);
+    let rounded = restore(form, target, &by(weight, |w, s| w * s), width);
     let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
     let mut loss = 0.0;
     for (exact, rough) in rows.chunks_exact(width).zip(features.chunks_exact(width)) {

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use clap::{Args as ClapArgs, ValueEnum};
+use cogvx_calibration::histogram::Clip;
 use cogvx_calibration::plan::Scheme;
 use cogvx_graphs::DType;
 use cogvx_graphs::pass::Target as GraphTarget;
@@ -38,6 +39,9 @@ pub(super) struct Args {
     /// What `cogvx calibrate` saw of the checkpoint: quantization loses less with it
     #[arg(long, value_name = "TABLE", requires = "quantize")]
     calibration: Option<PathBuf>,
+    /// How the range of features is chosen where they have one scale
+    #[arg(long, default_value = "mse", requires = "calibration")]
+    observer: Observer,
     /// The runtime to write the graphs for
     #[arg(long, default_value = "cpu")]
     target: Target,
@@ -72,12 +76,28 @@ enum Precision {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Quantize {
-    /// W8A8: int8 weights and activations
+    /// W8A8, features scaled token by token (cpu)
     Int8,
+    /// W8A8, features scaled by what calibration saw (cpu, tensorrt)
+    Int8Static,
     /// int8 weights
     Int8Weight,
     /// int4 weights
     Int4Weight,
+    /// Weights and features in FP8 E4M3 (tensorrt)
+    Fp8,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Observer {
+    /// Nothing is cut off
+    MinMax,
+    /// All but one in 10,000 features are reached
+    Percentile,
+    /// The least information is lost
+    Entropy,
+    /// The mean square error is least
+    Mse,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -120,10 +140,18 @@ impl Args {
             }),
             quantize: self.quantize.map(|scheme| match scheme {
                 Quantize::Int8 => Scheme::Int8,
+                Quantize::Int8Static => Scheme::Int8Static,
+                Quantize::Fp8 => Scheme::Fp8,
                 Quantize::Int8Weight => Scheme::Int8Weight,
                 Quantize::Int4Weight => Scheme::Int4Weight,
             }),
             calibration: self.calibration.clone(),
+            observer: match self.observer {
+                Observer::MinMax => Clip::MinMax,
+                Observer::Percentile => Clip::Percentile(0.9999),
+                Observer::Entropy => Clip::Entropy,
+                Observer::Mse => Clip::Mse,
+            },
             target: match self.target {
                 Target::Cpu => GraphTarget::Cpu,
                 Target::Cuda => GraphTarget::Cuda,

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use cogvx_calibration::histogram::Clip;
 use cogvx_calibration::plan::Scheme;
 use cogvx_graphs::config::VaeConfig;
 use cogvx_graphs::model::vae::Part;
@@ -22,6 +23,8 @@ pub struct ExportOptions {
     pub quantize: Option<Scheme>,
     /// The table that `cogvx calibrate` made of the checkpoint, for quantization.
     pub calibration: Option<PathBuf>,
+    /// What features are cut off by, where they have one scale.
+    pub observer: Clip,
     /// Make the graphs tell what their linear layers read, with so many rows of each, for calibration.
     pub observe: Option<usize>,
     /// The runtime the graphs are written for.
@@ -46,6 +49,7 @@ impl Default for ExportOptions {
             precision: None,
             quantize: None,
             calibration: None,
+            observer: Clip::default(),
             observe: None,
             target: Target::Cpu,
             weights: WeightsMode::Auto,
@@ -59,16 +63,18 @@ impl Default for ExportOptions {
 }
 
 impl ExportOptions {
-    /// Whether the target has kernels for the scheme.
+    /// Whether the target has kernels for the scheme, and the scheme its table.
     pub(super) fn check_scheme(&self) -> Result<(), ExportError> {
-        let target = target_name(self.target);
-        match (self.quantize, self.target) {
-            // Features are quantized by scales found beforehand there.
-            (Some(scheme @ Scheme::Int8), Target::Cuda | Target::TensorRt) => {
-                Err(ExportError::Scheme { scheme: scheme.name(), target, instead: Scheme::Int8Weight.name() })
-            }
-            _ => Ok(()),
+        let Some(scheme) = self.quantize else { return Ok(()) };
+        let (target, name) = (target_name(self.target), scheme.name());
+        if !scheme.runs_on(self.target) {
+            let instead = if self.target == Target::TensorRt { Scheme::Int8Static } else { Scheme::Int8Weight };
+            return Err(ExportError::Scheme { scheme: name, target, instead: instead.name() });
         }
+        if scheme.needs_table() && self.calibration.is_none() {
+            return Err(ExportError::NoTable { scheme: name });
+        }
+        Ok(())
     }
 
     /// The arithmetic of a component. ONNX Runtime's CPU kernels are `float32`: 16 bits are a way to store weights there.
