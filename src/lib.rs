@@ -9,6 +9,7 @@ pub mod positions;
 pub mod rng;
 pub mod runtime;
 pub mod scheduler;
+pub mod stats;
 pub mod synth;
 pub mod tokenizer;
 pub mod verify;
