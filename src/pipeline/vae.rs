@@ -77,6 +77,10 @@ impl Vae {
                 let size = [tiles.rows.after(rows.len()), tiles.columns.after(columns.len())];
                 let part = x.slice_axis(ROWS, Slice::from(rows.clone()));
                 let mut tile = self.joined(&part.slice_axis(COLUMNS, Slice::from(columns)), size)?;
+                if !y.is_empty() && y.shape()[..3] != tile.shape()[..3] {
+                    let (name, expected) = (self.output.into(), format!("{:?} as of the first tile", &y.shape()[..3]));
+                    return Err(PipelineError::Shape { name, expected, found: tile.shape().to_vec() });
+                }
                 if let Some(above) = above.get(j) {
                     blend(above, &mut tile, ROWS);
                 }
@@ -118,6 +122,7 @@ impl Vae {
         Ok(ndarray::concatenate(FRAMES, &views).expect("chunks of one video"))
     }
 
+    /// Run all frames at full height and width.
     fn whole(
         &mut self,
         x: &ArrayViewD<'_, f32>,
