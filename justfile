@@ -27,3 +27,8 @@ scores folder="target/scores":
 bench-export folder="target/bench":
     cargo build --release
     scripts/bench-export {{folder}}
+
+# Time and peak memory of each stage of a run at 2B's size, and of its VAE with and without tiles; takes 15 GB of disk
+bench-run folder="target/bench" *options:
+    cargo build --release
+    scripts/bench-run {{folder}} {{options}}
