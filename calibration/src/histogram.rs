@@ -21,14 +21,14 @@ impl Default for Histogram {
 /// How the largest magnitude to be represented is chosen; what is larger is cut off.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum Clip {
-    /// Nothing is cut off.
+    /// Nothing is cut off. The largest features of video transformers are rare and matter.
+    #[default]
     MinMax,
     /// This share of the magnitudes is below it.
     Percentile(f64),
     /// The least information is lost (Kullback-Leibler divergence, as in NVIDIA's 8-bit inference, 2017).
     Entropy,
     /// The mean square error is least.
-    #[default]
     Mse,
 }
 

@@ -40,7 +40,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "TABLE", requires = "quantize")]
     calibration: Option<PathBuf>,
     /// How the range of features is chosen where they have one scale
-    #[arg(long, default_value = "mse", requires = "calibration")]
+    #[arg(long, default_value = "min-max", requires = "calibration")]
     observer: Observer,
     /// The runtime to write the graphs for
     #[arg(long, default_value = "cpu")]
