@@ -30,7 +30,7 @@ use crate::tokenizer::{Tokenizer, TokenizerError};
 
 use lora::Merges;
 pub use lora::{Lora, LoraError, LoraProblem, scaling as lora_scaling};
-pub use options::{Component, ExportOptions, VideoShape};
+pub use options::{Component, ExportOptions, LayerChoice, VideoShape};
 use storage::Storage;
 
 /// Why a checkpoint was not exported.
@@ -100,6 +100,9 @@ pub struct Report {
     /// With [`ExportOptions::observe`]: the place that each layer reads from.
     #[serde(skip)]
     pub observed: BTreeMap<String, String>,
+    /// The layers that are quantized, `<component>/<weight>`.
+    #[serde(skip)]
+    pub quantized: Vec<String>,
 }
 
 /// What became of one graph.
@@ -157,6 +160,7 @@ pub fn export(
         components: BTreeMap::new(),
         accuracy: DType::F32,
         observed: BTreeMap::new(),
+        quantized: vec![],
     };
 
     for component in &options.components {
@@ -179,7 +183,7 @@ pub fn export(
     copy_folder(&writer, checkpoint, "tokenizer")?;
     copy_folder(&writer, checkpoint, "scheduler")?;
 
-    let Exporter { graphs, components, accuracy, observed, .. } = bundle;
+    let Exporter { graphs, components, accuracy, observed, quantized, .. } = bundle;
     let manifest = manifest(checkpoint, &configs, options, components, accuracy)?;
     let output = writer.finish(manifest)?;
     let files = Manifest::read(&output)?.files;
@@ -191,6 +195,7 @@ pub fn export(
         output,
         graphs,
         observed,
+        quantized,
     })
 }
 
@@ -327,6 +332,7 @@ struct Exporter<'a> {
     /// The coarsest precision of arithmetic and of converted weights.
     accuracy: DType,
     observed: BTreeMap<String, String>,
+    quantized: Vec<String>,
 }
 
 impl Exporter<'_> {
@@ -344,6 +350,8 @@ impl Exporter<'_> {
             Some(scheme) => Some(self.quantization(scheme, component, weights, merges, &graphs[0].1)?),
             None => None,
         };
+        let layers = plan.iter().flat_map(|plan| plan.layers.keys());
+        self.quantized.extend(layers.map(|layer| format!("{}/{layer}", component.name())));
         let mut lowered = vec![];
         for (name, graph) in graphs {
             let failed = |mut problems: Vec<Problem>| ExportError::Lower {
@@ -403,6 +411,7 @@ impl Exporter<'_> {
         graph: &Graph,
     ) -> Result<Plan, ExportError> {
         let mut plan = Plan::new(graph, scheme, self.options.target);
+        plan.layers.retain(|layer, _| self.options.layers.has(&format!("{}/{layer}", component.name())));
         if let Some(table) = self.table {
             let read = |name: &str| -> Result<Vec<f32>, ExportError> {
                 let tensor = weights.get(name).expect("the graph was built from these weights");

@@ -11,6 +11,7 @@ pub mod rng;
 pub mod runtime;
 pub mod scheduler;
 pub mod stats;
+pub mod sensitivity;
 pub mod synth;
 pub mod tokenizer;
 pub mod verify;

@@ -21,6 +21,8 @@ pub struct ExportOptions {
     pub precision: Option<DType>,
     /// How the linear layers of the text encoder and the transformer are quantized, if at all.
     pub quantize: Option<Scheme>,
+    /// Which of the layers that can be quantized are.
+    pub layers: LayerChoice,
     /// The table that `cogvx calibrate` made of the checkpoint, for quantization.
     pub calibration: Option<PathBuf>,
     /// What features are cut off by, where they have one scale.
@@ -43,11 +45,37 @@ pub struct ExportOptions {
     pub stop: Arc<AtomicBool>,
 }
 
+/// Layers named by parts of `<component>/<weight>`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum LayerChoice {
+    /// All.
+    #[default]
+    All,
+    /// Those whose names have one of these parts.
+    Only(Vec<String>),
+    /// Those whose names have none of these parts.
+    AllBut(Vec<String>),
+}
+
+impl LayerChoice {
+    /// Whether the layer `<component>/<weight>` is chosen.
+    #[must_use]
+    pub fn has(&self, layer: &str) -> bool {
+        let named = |parts: &[String]| parts.iter().any(|part| layer.contains(part.as_str()));
+        match self {
+            Self::All => true,
+            Self::Only(parts) => named(parts),
+            Self::AllBut(parts) => !named(parts),
+        }
+    }
+}
+
 impl Default for ExportOptions {
     fn default() -> Self {
         Self {
             precision: None,
             quantize: None,
+            layers: LayerChoice::default(),
             calibration: None,
             observer: Clip::default(),
             observe: None,
