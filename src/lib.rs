@@ -10,6 +10,7 @@ pub mod positions;
 pub mod rng;
 pub mod runtime;
 pub mod scheduler;
+pub mod stats;
 pub mod synth;
 pub mod tokenizer;
 pub mod verify;

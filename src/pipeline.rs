@@ -4,6 +4,7 @@
 
 mod request;
 mod start;
+mod tiling;
 mod transformer;
 mod vae;
 
@@ -21,6 +22,7 @@ use crate::tokenizer::{Tokenizer, TokenizerError};
 
 pub use request::{LatentShape, Request, Start};
 pub use start::Started;
+pub use tiling::Tiles;
 pub use transformer::Transformer;
 pub use vae::Vae;
 
@@ -58,7 +60,8 @@ pub enum PipelineError {
 }
 
 /// A part of a run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Stage {
     /// The prompt is tokenized and encoded.
     Text,
@@ -226,7 +229,7 @@ impl Pipeline {
     pub fn generate(&self, request: &Request, observer: &mut dyn Observer) -> Result<(), PipelineError> {
         let latents = self.latents(request, observer)?;
         observer.stage(Stage::Decode);
-        self.decode(&latents, observer)
+        self.decode(&latents, request.vae_tiling, observer)
     }
 
     /// Make the latents of a video, `[1, frames, channels, height, width]`.
@@ -293,12 +296,13 @@ impl Pipeline {
     }
 
     /// Frames of latents `[1, frames, channels, height, width]`, handed on as they come.
-    fn decode(&self, latents: &ArrayD<f32>, observer: &mut dyn Observer) -> Result<(), PipelineError> {
+    fn decode(&self, latents: &ArrayD<f32>, tiled: bool, observer: &mut dyn Observer) -> Result<(), PipelineError> {
         #[allow(clippy::cast_possible_truncation)] // Latents are `f32`.
         let factor = (1.0 / self.vae.scaling_factor) as f32;
         let scaled = latents.view().permuted_axes(IxDyn(&[0, 2, 1, 3, 4])).mapv(|x| x * factor);
         let total = vae::decoded_frames(scaled.shape()[2], self.vae.temporal_compression_ratio);
-        self.decoder()?.run(&scaled, |chunk| {
+        let tiles = tiled.then(|| Tiles::decoding(&self.vae));
+        self.decoder()?.in_tiles(tiles).run(&scaled, |chunk| {
             finite(&chunk, "vae_decoder")?;
             // [1, 3, frames, height, width] in -1..1 to [frames, height, width, 3] in 0..1
             let frames = chunk.index_axis_move(Axis(0), 0).permuted_axes(IxDyn(&[1, 2, 3, 0]));

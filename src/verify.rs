@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::bundle::Manifest;
 use crate::picture::PictureError;
-use crate::pipeline::{Observer, Pipeline, PipelineError, Start, Started, Vae};
+use crate::pipeline::{Observer, Pipeline, PipelineError, Start, Started, Tiles, Vae};
 
 pub use reference::{Reference, ReferenceError};
 
@@ -174,12 +174,14 @@ fn transformer(pipeline: &Pipeline, reference: &Reference, limits: Limits) -> Re
 
 fn vae_decoder(pipeline: &Pipeline, reference: &Reference, limits: Limits) -> Result<Vec<Row>, VerifyError> {
     let (latents, expected) = (reference.floats("vae_decoder/latents")?, reference.floats("vae_decoder/sample")?);
-    run_vae(&mut pipeline.decoder()?, &latents, "vae_decoder/sample", &expected, limits)
+    let tiles = reference.is_tiled()?.then(|| Tiles::decoding(&pipeline.vae));
+    run_vae(&mut pipeline.decoder()?.in_tiles(tiles), &latents, "vae_decoder/sample", &expected, limits)
 }
 
 fn vae_encoder(pipeline: &Pipeline, reference: &Reference, limits: Limits) -> Result<Vec<Row>, VerifyError> {
     let (sample, expected) = (reference.floats("vae_encoder/sample")?, reference.floats("vae_encoder/moments")?);
-    run_vae(&mut pipeline.encoder()?, &sample, "vae_encoder/moments", &expected, limits)
+    let tiles = reference.is_tiled()?.then(|| Tiles::encoding(&pipeline.vae));
+    run_vae(&mut pipeline.encoder()?.in_tiles(tiles), &sample, "vae_encoder/moments", &expected, limits)
 }
 
 fn run_vae(

@@ -54,6 +54,34 @@ fn run(bundle: &Path, video: &Path) -> Vec<u8> {
 }
 
 #[test]
+fn stats_tell_what_each_stage_took() {
+    let folder = fresh_folder();
+    let video = folder.path().join("video.npy");
+    let arguments = ["--prompt", "a fox", "--frames", "9", "--steps", "2", "--threads", "1", "--vae-tiling"];
+    let command = || {
+        let mut command = cogvx();
+        command.arg("run").arg(fixture("student")).args(arguments).arg("--output").arg(&video);
+        command
+    };
+    let report: serde_json::Value =
+        serde_json::from_str(&printed(command().arg("--stats=json"))).expect("nothing but JSON");
+    assert_eq!((&report["frames"], &report["height"]), (&9.into(), &24.into()), "{report:#}");
+    let stages = report["stages"].as_array().expect("a list");
+    let counts: Vec<_> =
+        stages.iter().map(|s| (s["stage"].as_str().unwrap_or_default(), s["count"].as_u64())).collect();
+    assert_eq!(counts, [("text", Some(0)), ("denoise", Some(2)), ("decode", Some(9))]);
+    for stage in stages {
+        assert!(stage["seconds"].as_f64().is_some_and(|s| s > 0.0), "{stage}");
+        let bytes = |field: &str| stage["memory"][field].as_u64();
+        let total = bytes("anonymous").zip(bytes("mapped")).map(|(anonymous, mapped)| anonymous.max(mapped));
+        assert!(!cfg!(target_os = "linux") || total.is_some_and(|least| bytes("total") >= Some(least)), "{stage}");
+    }
+    let table = printed(command().arg("--stats"));
+    let names: Vec<_> = table.lines().skip(2).map(|line| line.split("  ").next().unwrap_or_default().trim()).collect();
+    assert_eq!(names, ["text encoder", "transformer", "VAE decoder"], "{table}");
+}
+
+#[test]
 fn help_says_what_can_be_done() {
     for (name, arguments) in [
         ("help", &["--help"][..]),

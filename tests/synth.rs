@@ -96,7 +96,7 @@ fn a_published_model_of_one_layer_exports_without_a_tokenizer_of_its_own() {
 }
 
 #[test]
-fn published_models_have_the_parameters_they_are_known_for() {
+fn named_models_have_the_parameters_they_are_known_for() {
     // T5 v1.1 XXL's encoder is 9,524,621,312 bytes of 16-bit numbers.
     const T5: u64 = 4_762_310_656;
     const VAE: u64 = 215_583_907;
@@ -106,6 +106,8 @@ fn published_models_have_the_parameters_they_are_known_for() {
         (Published::V15B5, 5_570_676_352, [2, 3, 1]),
         (Published::B5Image, 5_625_087_552, [2, 3, 1]),
         (Published::V15B5Image, 5_571_594_880, [2, 3, 1]),
+        (Published::NarrowStudent, 515_251_392, [2, 1, 1]),
+        (Published::ShallowStudent, 852_560_832, [2, 1, 1]),
     ] {
         let plan = plan(&Model::Published(model), &Options::default()).unwrap_or_else(|e| panic!("{e}"));
         let found: Vec<_> = plan.iter().map(|part| (part.parameters, part.files)).collect();

@@ -110,6 +110,7 @@ pub fn serialize<E>(
             ..NodeProto::default()
         });
     }
+    last_first(&mut proto.node);
 
     let inputs: Vec<_> = graph.inputs().iter().map(|&v| (names.of(v), values[v].r#type.clone())).collect();
     let outputs: Vec<_> = graph.outputs().iter().map(|o| (o.name.clone(), values[o.value].r#type.clone())).collect();
@@ -126,6 +127,20 @@ pub fn serialize<E>(
             .collect(),
     };
     Ok(Serialized { bytes: model.encode_to_vec(), opset, inputs, outputs })
+}
+
+/// Put the nodes nobody reads from last, in reverse order.
+///
+/// ONNX Runtime takes the last of these first, with all it depends on, then the one before it: in this order each cache of the
+/// VAE is cut off when its layer is done. Left in place, the last layer would come first, and the padded input of every
+/// convolution would be kept until then, which doubles the memory of a run.
+fn last_first(nodes: &mut Vec<NodeProto>) {
+    let read: HashSet<_> = nodes.iter().flat_map(|node| node.input.clone()).collect();
+    let (inner, leaves) =
+        std::mem::take(nodes).into_iter().partition(|node| node.output.iter().any(|o| read.contains(o)));
+    let leaves: Vec<_> = leaves;
+    *nodes = inner;
+    nodes.extend(leaves.into_iter().rev());
 }
 
 /// Unique names of values and nodes.

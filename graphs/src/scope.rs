@@ -49,6 +49,12 @@ impl<'g> Scope<'g> {
         self.weights.get(&self.key(name)).is_some()
     }
 
+    /// The shape of the tensor `name` of this module, where the checkpoint has it.
+    #[must_use]
+    pub fn shape(&self, name: &str) -> Option<&'g [usize]> {
+        self.weights.get(&self.key(name)).map(|tensor| tensor.shape.as_slice())
+    }
+
     /// The tensor `name` of this module, which must have this shape.
     #[must_use]
     pub fn weight(&self, name: &str, shape: &[usize]) -> Value<'g> {

@@ -38,6 +38,18 @@ fn external(tensor: &TensorProto) -> BTreeMap<&str, &str> {
     tensor.external_data.iter().map(|entry| (entry.key.as_str(), entry.value.as_str())).collect()
 }
 
+/// ONNX Runtime takes the last node that nobody reads first: see `last_first` of `src/onnx.rs`.
+#[test]
+fn caches_are_cut_off_layer_by_layer() {
+    let (_, next) = MODELS[3];
+    let graph = lowered(next, Target::Cpu, DType::F32, DType::F32);
+    let layers: Vec<_> = graph.outputs().iter().filter(|o| o.name != "sample").map(|o| o.name.clone()).collect();
+    let model = read(&written(&graph, "next").bytes).graph;
+    let last: Vec<_> = model.node.iter().rev().take(layers.len()).map(|node| node.output[0].clone()).collect();
+    assert!(layers.len() > 5);
+    assert_eq!(last, layers, "the first layer's cache comes last");
+}
+
 #[test]
 fn nodes_are_named_by_the_modules_of_the_checkpoint() {
     for (name, model) in MODELS {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::{Args as ClapArgs, ValueEnum};
+use indicatif::HumanBytes;
 use ndarray::ArrayD;
 
 use super::progress::Progress;
@@ -12,6 +13,7 @@ use super::{Answer, open};
 use crate::picture;
 use crate::pipeline::{Observer, Pipeline, Request, Stage, Start};
 use crate::scheduler::Kind;
+use crate::stats::{StageStats, Stats};
 use crate::video::{Format, FrameSink, open_sink, to_rgb8};
 
 /// Frames a second of a video file; what CogVideoX was trained on.
@@ -70,9 +72,21 @@ pub(super) struct Args {
     /// Threads of ONNX Runtime [default: one a core]
     #[arg(long, default_value_t = 0, hide_default_value = true, value_parser = super::threads())]
     threads: usize,
+    /// Decode the video, and encode what it starts from, in tiles as diffusers' `enable_tiling()`: less memory, more time
+    #[arg(long)]
+    vae_tiling: bool,
+    /// Tell what each stage took: seconds and peak memory, as a table or as JSON on standard output
+    #[arg(long, value_name = "FORM", num_args = 0..=1, require_equals = true, default_missing_value = "table")]
+    stats: Option<StatsForm>,
     /// The video: .mp4 (H.264), .gif, .png (contact sheet), .npy (uint8 [frames, height, width, 3]), or a folder for PNG frames
     #[arg(short, long)]
     output: PathBuf,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum StatsForm {
+    Table,
+    Json,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -89,13 +103,53 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     warn(&opened.pipeline, &request)?;
     opened.pipeline.check(&request)?;
     let sink = open_sink(&args.output, request.width, request.height, args.fps, request.frames)?;
-    let mut watcher = Watcher { sink, progress: None, written: 0, since: Instant::now(), steps: request.steps };
+    let stats = args.stats.map(|_| Stats::start());
+    let mut watcher = Watcher { sink, stats, progress: None, written: 0, since: Instant::now(), steps: request.steps };
     opened.pipeline.generate(&request, &mut watcher)?;
     watcher.clear();
     watcher.sink.finish()?;
     let (output, written) = (args.output.display(), watcher.written);
-    writeln!(std::io::stdout(), "{output}: {written} frames of {}x{}", request.width, request.height)?;
+    let stages = watcher.stats.map(Stats::finish);
+    let mut out = std::io::stdout().lock();
+    match (args.stats, stages) {
+        (Some(StatsForm::Json), Some(stages)) => {
+            let Request { height, width, .. } = request;
+            let report = serde_json::json!({
+                "output": args.output, "frames": written, "height": height, "width": width, "stages": stages,
+            });
+            writeln!(out, "{}", serde_json::to_string_pretty(&report)?)?;
+        }
+        (_, stages) => {
+            writeln!(out, "{output}: {written} frames of {}x{}", request.width, request.height)?;
+            if let Some(stages) = stages {
+                writeln!(out, "{}", table(&stages))?;
+            }
+        }
+    }
     Ok(Answer::Done)
+}
+
+/// The stages with what they took.
+#[allow(clippy::cast_precision_loss)] // For people.
+fn table(stages: &[StageStats]) -> comfy_table::Table {
+    let mut table = comfy_table::Table::new();
+    table.load_style(comfy_table::presets::NOTHING);
+    table.set_header(["stage", "time", "each", "anonymous", "mapped files", "peak memory"]);
+    for StageStats { stage, seconds, count, memory } in stages {
+        let (name, unit) = match stage {
+            Stage::Text => ("text encoder", ""),
+            Stage::Encode => ("VAE encoder", ""),
+            Stage::Denoise => ("transformer", "step"),
+            Stage::Decode => ("VAE decoder", "frame"),
+        };
+        let each = if *count == 0 { String::new() } else { format!("{:.2} s a {unit}", seconds / *count as f64) };
+        let [anonymous, mapped, total] = memory.map_or_else(
+            || ["not measured"; 3].map(String::from),
+            |m| [m.anonymous, m.mapped, m.total].map(|bytes| HumanBytes(bytes).to_string()),
+        );
+        table.add_row([name.to_string(), format!("{seconds:.1} s"), each, anonymous, mapped, total]);
+    }
+    table
 }
 
 fn request(args: &Args, pipeline: &Pipeline) -> anyhow::Result<Request> {
@@ -105,6 +159,7 @@ fn request(args: &Args, pipeline: &Pipeline) -> anyhow::Result<Request> {
     request.steps = args.steps;
     request.guidance = args.guidance;
     request.dynamic_cfg = args.dynamic_cfg;
+    request.vae_tiling = args.vae_tiling;
     request.frames = args.frames.unwrap_or(request.frames);
     request.height = args.height.unwrap_or(request.height);
     request.width = args.width.unwrap_or(request.width);
@@ -151,6 +206,7 @@ fn say(line: &str) {
 /// Shows progress and hands frames on.
 struct Watcher {
     sink: Box<dyn FrameSink>,
+    stats: Option<Stats>,
     progress: Option<Progress>,
     written: usize,
     since: Instant,
@@ -168,6 +224,9 @@ impl Watcher {
 impl Observer for Watcher {
     fn stage(&mut self, stage: Stage) {
         self.clear();
+        if let Some(stats) = &mut self.stats {
+            stats.stage(stage);
+        }
         self.since = Instant::now();
         self.progress = match stage {
             Stage::Denoise => Some(Progress::steps("denoising", self.steps)),
@@ -177,6 +236,9 @@ impl Observer for Watcher {
     }
 
     fn step(&mut self, step: usize, steps: usize, _: &ArrayD<f32>) {
+        if let Some(stats) = &mut self.stats {
+            stats.count(1);
+        }
         let since = self.since;
         if let Some(progress) = &self.progress {
             progress.step(step, || {
@@ -193,6 +255,9 @@ impl Observer for Watcher {
         for frame in to_rgb8(frames.as_slice().unwrap_or_default()).chunks_exact(size) {
             self.sink.write(frame)?;
             self.written += 1;
+        }
+        if let Some(stats) = &mut self.stats {
+            stats.count(frames.shape()[0]);
         }
         let written = self.written;
         progress.step(written, || format!("frame {written}/{total}"));

@@ -16,7 +16,7 @@ use crate::synth::{self, Model, Options, PartReport, Published};
 /// that a real checkpoint costs in time and memory can be measured with it. Its videos are noise.
 #[derive(ClapArgs)]
 pub(super) struct Args {
-    /// The model: 2b, 5b, 1.5-5b, 5b-i2v, 1.5-5b-i2v, or the folder of a checkpoint, of which the weights may be missing
+    /// The model: 2b, 5b, 1.5-5b, 5b-i2v, 1.5-5b-i2v, student-0.5b (half of 2b's width), student-0.9b (half of its depth), or the folder of a checkpoint, of which the weights may be missing
     #[arg(long)]
     config: String,
     /// The checkpoint's folder, which must not exist; it appears complete or not at all

@@ -2,7 +2,7 @@
 
 use ndarray::ArrayD;
 
-use super::{Pipeline, PipelineError};
+use super::{Pipeline, PipelineError, Tiles};
 use crate::scheduler::Kind;
 
 /// Steps if nothing else is asked for (diffusers' default).
@@ -39,6 +39,8 @@ pub struct Request {
     pub scheduler: Kind,
     /// What the video starts from.
     pub start: Start,
+    /// The VAE works in tiles, as after diffusers' `enable_tiling()`.
+    pub vae_tiling: bool,
 }
 
 /// What a video starts from.
@@ -97,6 +99,7 @@ impl Pipeline {
             width: size(fixed.width, self.dit.sample_width * scale),
             scheduler: self.scheduler.kind()?,
             start: Start::Noise,
+            vae_tiling: false,
         })
     }
 
@@ -146,8 +149,29 @@ impl Pipeline {
             return wrong("frames, height, width", expected, found.join("x"));
         }
         let skip = self.check_start(request, padding)?;
+        if request.vae_tiling {
+            self.check_tiling(request)?;
+        }
         let shape = [1, padding + frames, self.vae.latent_channels, request.height / space, request.width / space];
         Ok(LatentShape { shape, padding, skip })
+    }
+
+    /// Whether the VAE can work on this video in tiles.
+    fn check_tiling(&self, request: &Request) -> Result<(), PipelineError> {
+        let (height, width, space) = (request.height, request.width, self.vae.spatial_compression_ratio());
+        let decoded = (Tiles::decoding(&self.vae), [height / space, width / space]);
+        let encoded = (Tiles::encoding(&self.vae), [height, width]);
+        let used = if request.start == Start::Noise { vec![decoded] } else { vec![decoded, encoded] };
+        for (tiles, [height, width]) in used.into_iter().filter(|(tiles, [height, width])| tiles.cut(*height, *width)) {
+            let fixed = self.bundle().manifest().shapes;
+            if fixed.height.is_some() || fixed.width.is_some() {
+                let expected = "a bundle of open sizes, exported without `--shapes`".into();
+                let found = "one of a fixed size".into();
+                return Err(PipelineError::Request { field: "vae-tiling", expected, found });
+            }
+            tiles.check(height, width)?;
+        }
+        Ok(())
     }
 
     /// How many steps are skipped, if the model can start from what the request starts from.

@@ -2,7 +2,7 @@
 
 use ndarray::{ArrayD, Axis, IxDyn, concatenate};
 
-use super::{Pipeline, PipelineError, Request, Start, finite};
+use super::{Pipeline, PipelineError, Request, Start, Tiles, finite};
 use crate::rng::TorchGenerator;
 use crate::scheduler::Sampler;
 
@@ -39,14 +39,14 @@ impl Pipeline {
                 // `[3, height, width]` is a video of one frame.
                 let video = image.clone().insert_axis(Axis(1)).insert_axis(Axis(0));
                 let scale = if self.vae.invert_scale_latents { 1.0 / factor } else { factor };
-                let first = self.posterior(&video, scale as f32, generator)?;
+                let first = self.posterior(&video, scale as f32, request.vae_tiling, generator)?;
                 let [batch, frames, channels, height, width] = shape;
                 let rest = ArrayD::zeros(IxDyn(&[batch, frames - 1, channels, height, width]));
                 image_latents = Some(concatenate![Axis(1), first, rest]);
             }
             Start::Video { frames, .. } => {
                 let video = frames.clone().insert_axis(Axis(0));
-                let latents = self.posterior(&video, factor as f32, generator)?;
+                let latents = self.posterior(&video, factor as f32, request.vae_tiling, generator)?;
                 if latents.shape() != shape {
                     let expected = format!("{shape:?}");
                     return Err(PipelineError::Shape {
@@ -77,10 +77,12 @@ impl Pipeline {
         &self,
         video: &ArrayD<f32>,
         scale: f32,
+        tiled: bool,
         generator: &mut TorchGenerator,
     ) -> Result<ArrayD<f32>, PipelineError> {
         let mut chunks = vec![];
-        self.encoder()?.run(video, |moments| {
+        let tiles = tiled.then(|| Tiles::encoding(&self.vae));
+        self.encoder()?.in_tiles(tiles).run(video, |moments| {
             finite(&moments, "vae_encoder")?;
             chunks.push(moments);
             Ok(())

@@ -137,11 +137,8 @@ impl Reference {
             expected,
             found: found.into(),
         };
-        request.dynamic_cfg = match self.text("dynamic").unwrap_or("False") {
-            "True" | "true" => true,
-            "False" | "false" => false,
-            other => return Err(setting("dynamic", "`True` or `False`", other).into()),
-        };
+        request.dynamic_cfg = self.flag("dynamic")?;
+        request.vae_tiling = self.is_tiled()?;
         request.scheduler = match self.text("scheduler") {
             None => request.scheduler,
             Some("ddim") => Kind::Ddim,
@@ -161,6 +158,26 @@ impl Reference {
             request.start = Start::Video { frames: picture::video(&beside("npy"), size)?, strength };
         }
         Ok(request)
+    }
+
+    /// Whether the VAE worked in tiles.
+    ///
+    /// # Errors
+    /// A setting that is neither true nor false.
+    pub fn is_tiled(&self) -> Result<bool, ReferenceError> {
+        self.flag("vae_tiling")
+    }
+
+    /// Whether the setting `key` is Python's `True`.
+    fn flag(&self, key: &'static str) -> Result<bool, ReferenceError> {
+        match self.text(key).unwrap_or("False") {
+            "True" | "true" => Ok(true),
+            "False" | "false" => Ok(false),
+            found => {
+                let (path, expected) = (self.path.clone(), "`True` or `False`");
+                Err(ReferenceError::Setting { path, key, expected, found: found.into() })
+            }
+        }
     }
 
     fn set<T: std::str::FromStr>(

@@ -215,6 +215,19 @@ fn videos_no_model_makes_are_refused() {
             "`--frames`: expected 9, which the bundle was exported for, found 13",
         ),
         refused(
+            "tiles of a size that does not divide",
+            "cogvx run BUNDLE -p fox --vae-tiling -o OUT.npy",
+            bundle,
+            "`--vae-tiling`: expected a VAE with a `sample_height` whose tiles together have the 32 rows of the whole, \
+             found 50",
+        ),
+        refused(
+            "tiles of a bundle of one size",
+            "cogvx run BUNDLE -p fox --vae-tiling --frames 9 --height 32 --width 32 -o OUT.npy",
+            |s| assert_eq!(s.run("cogvx-export CKPT -o BUNDLE --shapes 9x32x32").code, Some(0)),
+            "`--vae-tiling`: expected a bundle of open sizes, exported without `--shapes`, found one of a fixed size",
+        ),
+        refused(
             "a broken checkpoint",
             "cogvx run CKPT -p fox -o OUT.npy",
             |s| s.set("CKPT/vae/config.json", "norm_eps", -1),

@@ -7,6 +7,9 @@ use crate::{BuildError, DType, Dim, Graph, Value, VideoDims, Weights, dims};
 /// Epsilon of the layer norms on queries and keys; fixed in `CogVideoXBlock`.
 const QK_NORM_EPSILON: f32 = 1e-6;
 
+/// Most that a feed-forward may be wide inside.
+const MAX_INNER_WIDTH: usize = 1 << 20;
+
 /// The two streams of one sample, each `[batch, tokens, width]`.
 #[derive(Clone, Copy)]
 pub struct Tokens<'g> {
@@ -206,8 +209,20 @@ fn head_norm<'g>(s: &Scope<'g>, cfg: &DitConfig, x: Value<'g>) -> Value<'g> {
 
 fn feed_forward<'g>(s: &Scope<'g>, x: Value<'g>) -> Value<'g> {
     let width = x.dim(2).fixed().unwrap_or(0);
-    let inner = s.linear("net.0.proj", x, 4 * width, true).gelu();
+    let inner = s.linear("net.0.proj", x, inner_width(s, width), true).gelu();
     s.linear("net.2", inner, width, true)
+}
+
+/// Width between the two layers of a feed-forward, which no configuration tells: four times the model's in all published
+/// models, but students have others. It is the one that most of the checkpoint's three tensors have, so that a damaged one
+/// is reported and not the others.
+fn inner_width(s: &Scope<'_>, width: usize) -> usize {
+    let usual = 4 * width;
+    let sizes = [("net.0.proj.weight", 0), ("net.0.proj.bias", 0), ("net.2.weight", 1)]
+        .map(|(name, axis)| s.shape(name).and_then(|shape| shape.get(axis).copied()));
+    let found = sizes.iter().flatten().copied().filter(|size| (1..=MAX_INNER_WIDTH).contains(size));
+    let votes = |size: usize| sizes.iter().filter(|&&s| s == Some(size)).count();
+    found.filter(|&size| votes(size) > 1).max_by_key(|&size| votes(size)).unwrap_or(usual)
 }
 
 /// Final norms and projection, patches put back in their places: `[batch, frames, channels, height, width]`.
