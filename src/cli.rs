@@ -4,6 +4,7 @@ mod calibrate;
 mod export;
 mod interrupt;
 mod progress;
+mod prompts;
 mod run;
 mod runtime;
 mod synth;
