@@ -5,6 +5,7 @@ mod export;
 mod interrupt;
 mod progress;
 mod prompts;
+mod quality;
 mod run;
 mod runtime;
 mod synth;
@@ -35,6 +36,7 @@ enum Command {
     Export(export::Args),
     Verify(verify::Args),
     Run(run::Args),
+    Quality(quality::Args),
     Calibrate(calibrate::Args),
     Runtime(runtime::Args),
     Synth(synth::Args),
@@ -64,6 +66,7 @@ pub fn main() -> ExitCode {
         Command::Export(args) => export::run(args),
         Command::Verify(args) => verify::run(args),
         Command::Run(args) => run::run(args),
+        Command::Quality(args) => quality::run(args),
         Command::Calibrate(args) => calibrate::run(args),
         Command::Runtime(args) => runtime::run(args),
         Command::Synth(args) => synth::run(args),

@@ -7,6 +7,7 @@ pub mod export;
 pub mod picture;
 pub mod pipeline;
 pub mod positions;
+pub mod quality;
 pub mod rng;
 pub mod runtime;
 pub mod scheduler;
