@@ -15,6 +15,7 @@ demo:
 fixtures:
     python tests/fixtures/make.py
     python tests/fixtures/goldens.py
+    python tests/fixtures/scores.py
     python tests/fixtures/sampling.py
     python tests/fixtures/tokenizer.py
 

@@ -4,15 +4,20 @@ mod calibrate;
 mod export;
 mod interrupt;
 mod progress;
+mod prompts;
+mod quality;
 mod run;
 mod runtime;
+mod sensitivity;
 mod synth;
 mod verify;
 
+use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 
+use anyhow::Context as _;
 use clap::builder::RangedU64ValueParser;
 use clap::{Parser, Subcommand};
 
@@ -34,7 +39,9 @@ enum Command {
     Export(export::Args),
     Verify(verify::Args),
     Run(run::Args),
+    Quality(quality::Args),
     Calibrate(calibrate::Args),
+    Sensitivity(sensitivity::Args),
     Runtime(runtime::Args),
     Synth(synth::Args),
 }
@@ -63,7 +70,9 @@ pub fn main() -> ExitCode {
         Command::Export(args) => export::run(args),
         Command::Verify(args) => verify::run(args),
         Command::Run(args) => run::run(args),
+        Command::Quality(args) => quality::run(args),
         Command::Calibrate(args) => calibrate::run(args),
+        Command::Sensitivity(args) => sensitivity::run(args),
         Command::Runtime(args) => runtime::run(args),
         Command::Synth(args) => synth::run(args),
     })
@@ -143,4 +152,18 @@ fn export_aside(checkpoint: &Path, options: ExportOptions) -> anyhow::Result<(te
     let options = ExportOptions { stop: interrupt::asked(), ..options };
     let report = crate::export::export(checkpoint, &folder.path().join("bundle"), &options, |_| {})?;
     Ok((folder, report))
+}
+
+/// Write a small file, beside its place first.
+fn write_beside(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    let of = || format!("cannot write `{}`", path.display());
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".cogvx-");
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let mut file = builder.tempfile_in(parent).map_err(|e| std::io::Error::from(e.kind())).with_context(of)?;
+    file.write_all(bytes).with_context(of)?;
+    file.persist(path).map_err(|e| e.error).with_context(of)?;
+    Ok(())
 }

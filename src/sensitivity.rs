@@ -118,7 +118,8 @@ impl Ranking {
     /// # Errors
     /// What of the text is no ranking.
     pub fn from_json(text: &str) -> Result<Self, String> {
-        let ranking: Self = serde_json::from_str(text).map_err(|e| format!("expected a ranking of layers, found {e}"))?;
+        let ranking: Self =
+            serde_json::from_str(text).map_err(|e| format!("expected a ranking of layers, found {e}"))?;
         if ranking.format != FORMAT {
             return Err(format!("expected `format` of `{FORMAT}`, found `{}`", ranking.format));
         }
@@ -149,7 +150,12 @@ mod tests {
         let exact = [ArrayD::from_elem(vec![4], 1.0_f32)];
         // Errors of 0.1, 0.2 and 0.4.
         let size = |layers: &[String]| {
-            let of = |layer: &String| [("a", 0.1), ("b", 0.2), ("c", 0.4)].iter().find(|(end, _)| layer.ends_with(end)).map_or(0.0, |(_, e)| e * e);
+            let of = |layer: &String| {
+                [("a", 0.1), ("b", 0.2), ("c", 0.4)]
+                    .iter()
+                    .find(|(end, _)| layer.ends_with(end))
+                    .map_or(0.0, |(_, e)| e * e)
+            };
             layers.iter().map(of).sum::<f32>().sqrt()
         };
         let run = |layers: &[String]| Ok::<_, ()>(vec![ArrayD::from_elem(vec![4], 1.0 + size(layers))]);

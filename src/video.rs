@@ -13,6 +13,8 @@ mod yuv;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
+pub(crate) use png::encode as encode_png;
+
 /// The extensions that name a format, for messages.
 const EXTENSIONS: &str = "`.mp4`, `.gif`, `.png` (contact sheet), `.npy`, or a folder for PNG frames";
 /// Largest frame rate accepted: beyond, a frame is shorter than the formats' clocks can tell.

@@ -88,6 +88,7 @@ fn help_says_what_can_be_done() {
         ("help_export", &["export", "--help"]),
         ("help_verify", &["verify", "--help"]),
         ("help_run", &["run", "--help"]),
+        ("help_quality", &["quality", "--help"]),
         ("help_synth", &["synth", "--help"]),
         ("help_runtime", &["runtime", "--help"]),
     ] {

@@ -1,21 +1,19 @@
 //! `cogvx calibrate`.
 
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use clap::Args as ClapArgs;
 use cogvx_calibration::table::{Run, Table};
 
 use super::progress::Progress;
-use super::{Answer, open_with};
-use crate::calibrate::{Keep, PROMPTS, fingerprint, observe, save};
+use super::{Answer, open_with, prompts};
+use crate::calibrate::{Keep, fingerprint, observe, save};
 use crate::export::ExportOptions;
 
 /// Rows taken at each place in each step.
 const ROWS_A_STEP: usize = 16;
-/// Largest file of prompts.
-const MOST: u64 = 16 << 20;
 
 /// See what the layers of a checkpoint read, for quantization
 ///
@@ -68,7 +66,8 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
-    let prompts = prompts(args)?;
+    let mut prompts = prompts::read(args.prompts.as_deref(), &[&args.checkpoint])?;
+    prompts.truncate(args.samples.max(1));
     let checkpoint = fingerprint(&args.checkpoint, &[])?;
     let mut table = Table { checkpoint: checkpoint.clone(), ranges: args.ranges, ..Table::default() };
     if args.output.exists() {
@@ -116,27 +115,4 @@ fn run_of(args: &Args, pipeline: &crate::pipeline::Pipeline, prompt: &str, seed:
         args.width.unwrap_or(request.width),
     ];
     Ok(Run { prompt: prompt.into(), seed, steps: args.steps, guidance: args.guidance, size })
-}
-
-/// The prompts to run.
-fn prompts(args: &Args) -> anyhow::Result<Vec<String>> {
-    let own = args.checkpoint.join("prompts.txt");
-    let file = args.prompts.as_deref().or(Some(own.as_path()).filter(|own| own.is_file()));
-    let text = file.map_or_else(|| Ok(PROMPTS.to_string()), read)?;
-    let prompts: Vec<_> = text.lines().map(str::trim).filter(|line| !line.is_empty()).map(String::from).collect();
-    let of = || file.map_or("the prompts".to_string(), |file| format!("`{}`", file.display()));
-    if prompts.is_empty() {
-        bail!("{}: expected a prompt a line, found none", of());
-    }
-    Ok(prompts.into_iter().take(args.samples.max(1)).collect())
-}
-
-fn read(path: &Path) -> anyhow::Result<String> {
-    let mut opened = cogvx_graphs::source::open_regular(path)?;
-    if opened.bytes > MOST {
-        bail!("`{}`: expected at most {MOST} bytes of prompts, found {}", path.display(), opened.bytes);
-    }
-    let mut text = String::new();
-    std::io::Read::read_to_string(&mut opened.file, &mut text).with_context(|| format!("`{}`", path.display()))?;
-    Ok(text)
 }

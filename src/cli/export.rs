@@ -1,8 +1,9 @@
 //! `cogvx export`.
 
-use std::io::Write;
+use std::io::{Read as _, Write};
 use std::path::{Path, PathBuf};
 
+use anyhow::Context as _;
 use clap::{Args as ClapArgs, ValueEnum};
 use cogvx_calibration::histogram::Clip;
 use cogvx_calibration::plan::Scheme;
@@ -13,7 +14,9 @@ use indicatif::HumanBytes;
 use super::Answer;
 use super::progress::Progress;
 use crate::bundle::WeightsMode;
-use crate::export::{Component, ExportOptions, Lora, Report, VideoShape, export};
+use crate::calibrate::fingerprint;
+use crate::export::{Component, ExportOptions, LayerChoice, Lora, Report, VideoShape, export};
+use crate::sensitivity::Ranking;
 
 /// Turn a checkpoint into a bundle of ONNX graphs
 ///
@@ -39,6 +42,15 @@ pub(super) struct Args {
     /// What `cogvx calibrate` saw of the checkpoint: quantization loses less with it
     #[arg(long, value_name = "TABLE", requires = "quantize")]
     calibration: Option<PathBuf>,
+    /// Leave layers in float whose names have one of these parts, such as `attn1.to_q` or `transformer_blocks.0.`
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', requires = "quantize")]
+    keep_float: Vec<String>,
+    /// Leave the layers in float that `cogvx sensitivity` ranked worst, until the rest loses at most `--max-loss`
+    #[arg(long, value_name = "FILE", requires_all = ["quantize", "max_loss"])]
+    sensitivity: Option<PathBuf>,
+    /// Relative error of the latents that quantization may cost
+    #[arg(long, value_name = "X", requires = "sensitivity")]
+    max_loss: Option<f64>,
     /// How the range of features is chosen where they have one scale
     #[arg(long, default_value = "min-max", requires = "calibration")]
     observer: Observer,
@@ -67,6 +79,9 @@ pub(super) struct Args {
     json: bool,
 }
 
+/// Largest ranking of layers, in bytes.
+const MOST: u64 = 64 << 20;
+
 #[derive(Clone, Copy, ValueEnum)]
 enum Precision {
     Fp32,
@@ -75,7 +90,7 @@ enum Precision {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum Quantize {
+pub(super) enum Quantize {
     /// W8A8, features scaled token by token (cpu)
     Int8,
     /// W8A8, features scaled by what calibration saw (cpu, tensorrt)
@@ -89,7 +104,7 @@ enum Quantize {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum Observer {
+pub(super) enum Observer {
     /// Nothing is cut off
     MinMax,
     /// All but one in 10,000 features are reached
@@ -138,20 +153,10 @@ impl Args {
                 Precision::Fp16 => DType::F16,
                 Precision::Bf16 => DType::BF16,
             }),
-            quantize: self.quantize.map(|scheme| match scheme {
-                Quantize::Int8 => Scheme::Int8,
-                Quantize::Int8Static => Scheme::Int8Static,
-                Quantize::Fp8 => Scheme::Fp8,
-                Quantize::Int8Weight => Scheme::Int8Weight,
-                Quantize::Int4Weight => Scheme::Int4Weight,
-            }),
+            quantize: self.quantize.map(Quantize::scheme),
+            layers: self.layers()?,
             calibration: self.calibration.clone(),
-            observer: match self.observer {
-                Observer::MinMax => Clip::MinMax,
-                Observer::Percentile => Clip::Percentile(0.9999),
-                Observer::Entropy => Clip::Entropy,
-                Observer::Mse => Clip::Mse,
-            },
+            observer: self.observer.clip(),
             target: match self.target {
                 Target::Cpu => GraphTarget::Cpu,
                 Target::Cuda => GraphTarget::Cuda,
@@ -162,13 +167,36 @@ impl Args {
                 Weights::Link => WeightsMode::Link,
                 Weights::Copy => WeightsMode::Copy,
             },
-            loras: self.loras.iter().map(|text| parse_lora(text)).collect::<Result<_, _>>()?,
+            loras: self.loras()?,
             shapes: self.shapes.as_deref().map(parse_shape).transpose()?,
             components: Component::ALL.into_iter().filter(|c| self.components.iter().any(|p| p.is(*c))).collect(),
             overwrite: self.overwrite,
             stop: super::interrupt::asked(),
             ..ExportOptions::default()
         })
+    }
+}
+
+impl Quantize {
+    pub(super) fn scheme(self) -> Scheme {
+        match self {
+            Self::Int8 => Scheme::Int8,
+            Self::Int8Static => Scheme::Int8Static,
+            Self::Int8Weight => Scheme::Int8Weight,
+            Self::Int4Weight => Scheme::Int4Weight,
+            Self::Fp8 => Scheme::Fp8,
+        }
+    }
+}
+
+impl Observer {
+    pub(super) fn clip(self) -> Clip {
+        match self {
+            Self::MinMax => Clip::MinMax,
+            Self::Percentile => Clip::Percentile(0.9999),
+            Self::Entropy => Clip::Entropy,
+            Self::Mse => Clip::Mse,
+        }
     }
 }
 
@@ -181,6 +209,34 @@ impl Part {
             Self::VaeDecoder => component == Component::VaeDecoder,
             Self::VaeEncoder => component == Component::VaeEncoder,
         }
+    }
+}
+
+impl Args {
+    /// The layers to quantize.
+    fn layers(&self) -> anyhow::Result<LayerChoice> {
+        let mut kept = self.keep_float.clone();
+        if let (Some(file), Some(scheme), Some(most)) = (&self.sensitivity, self.quantize, self.max_loss) {
+            let of = || format!("`{}`", file.display());
+            let opened = cogvx_graphs::source::open_regular(file)?;
+            let mut text = String::new();
+            opened.file.take(MOST).read_to_string(&mut text).with_context(of)?;
+            let ranking = Ranking::from_json(&text).map_err(|e| anyhow::anyhow!("{}: {e}", of()))?;
+            let (name, checkpoint) = (scheme.scheme().name(), fingerprint(&self.checkpoint, &self.loras()?)?);
+            if ranking.scheme != name || ranking.checkpoint != checkpoint {
+                let (found, of_checkpoint) = (&ranking.scheme, &ranking.checkpoint);
+                anyhow::bail!(
+                    "{}: expected a ranking for `{name}` of the checkpoint {checkpoint}, found one for `{found}` of {of_checkpoint}",
+                    of()
+                );
+            }
+            kept.extend(ranking.kept(most));
+        }
+        Ok(if kept.is_empty() { LayerChoice::All } else { LayerChoice::AllBut(kept) })
+    }
+
+    fn loras(&self) -> anyhow::Result<Vec<Lora>> {
+        self.loras.iter().map(|text| parse_lora(text)).collect()
     }
 }
 

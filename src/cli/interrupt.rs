@@ -1,12 +1,12 @@
 //! Ctrl-C: what is under way ends in order, and temporary files go.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, LazyLock, OnceLock};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use crate::runtime::Interrupt;
 
 static ASKED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
-static RUNTIME: OnceLock<Interrupt> = OnceLock::new();
+static RUNTIMES: Mutex<Vec<Interrupt>> = Mutex::new(vec![]);
 
 /// Listen for Ctrl-C. The second one ends the process at once.
 pub(super) fn listen() {
@@ -15,9 +15,7 @@ pub(super) fn listen() {
         if ASKED.swap(true, Ordering::SeqCst) {
             std::process::exit(130);
         }
-        if let Some(runtime) = RUNTIME.get() {
-            runtime.stop();
-        }
+        RUNTIMES.lock().unwrap_or_else(PoisonError::into_inner).iter().for_each(Interrupt::stop);
     });
 }
 
@@ -28,8 +26,9 @@ pub(super) fn asked() -> Arc<AtomicBool> {
 
 /// Ctrl-C ends this runtime's runs.
 pub(super) fn ends(runtime: Interrupt) {
-    let runtime = RUNTIME.get_or_init(|| runtime);
+    let mut runtimes = RUNTIMES.lock().unwrap_or_else(PoisonError::into_inner);
     if ASKED.load(Ordering::SeqCst) {
         runtime.stop();
     }
+    runtimes.push(runtime);
 }

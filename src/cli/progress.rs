@@ -47,6 +47,13 @@ impl Progress {
         }
     }
 
+    /// `done` steps are done, which is told where there is a bar.
+    pub fn reach(&self, done: usize) {
+        if let Some(bar) = &self.bar {
+            bar.set_position(done as u64);
+        }
+    }
+
     /// Nothing more to come.
     pub fn clear(&self) {
         if let Some(bar) = &self.bar {

@@ -95,7 +95,7 @@ impl FrameSink for Sheet {
 }
 
 /// Encodes one image of 8-bit RGB in sRGB.
-fn encode(file: impl Write, width: usize, height: usize, rgb: &[u8]) -> Result<(), String> {
+pub(crate) fn encode(file: impl Write, width: usize, height: usize, rgb: &[u8]) -> Result<(), String> {
     let side = |length: usize| u32::try_from(length).map_err(|_| format!("expected fewer pixels, found {length}"));
     let mut buffered = BufWriter::new(file);
     let mut encoder = png::Encoder::new(&mut buffered, side(width)?, side(height)?);

@@ -1,0 +1,146 @@
+//! `cogvx sensitivity`.
+
+use std::io::Write as _;
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, ValueEnum};
+use ndarray::ArrayD;
+
+use super::export::{Observer, Quantize};
+use super::progress::Progress;
+use super::{Answer, open_with, prompts};
+use crate::calibrate::fingerprint;
+use crate::export::{ExportOptions, LayerChoice};
+use crate::pipeline::{self, Pipeline};
+use crate::sensitivity::{self, Ranking, rank};
+
+/// Rank layers by what quantizing them costs
+///
+/// Quantizes each group of layers alone, makes the latents of some prompts with it, and compares them with those of the float
+/// model. `cogvx export --quantize int8 --sensitivity FILE --max-loss X` keeps the worst in float until the rest loses at most X.
+#[derive(ClapArgs)]
+pub(super) struct Args {
+    /// The checkpoint's folder
+    checkpoint: PathBuf,
+    /// How the layers are quantized
+    #[arg(long)]
+    quantize: Quantize,
+    /// What `cogvx calibrate` saw of the checkpoint
+    #[arg(long, value_name = "TABLE")]
+    calibration: Option<PathBuf>,
+    /// How the range of features is chosen where they have one scale
+    #[arg(long, default_value = "min-max", requires = "calibration")]
+    observer: Observer,
+    /// What is quantized together
+    #[arg(long, default_value = "kind")]
+    by: By,
+    /// Prompts, one a line [default: CHECKPOINT/prompts.txt, or a set that comes with cogvx]
+    #[arg(long)]
+    prompts: Option<PathBuf>,
+    /// How many of the prompts are run
+    #[arg(long, default_value_t = 2)]
+    samples: usize,
+    /// Denoising steps
+    #[arg(long, default_value_t = 10)]
+    steps: usize,
+    /// Guidance scale; up to 1 means none
+    #[arg(long, default_value_t = 6.0)]
+    guidance: f64,
+    /// Seed of the first prompt's noise; the next one's is one greater
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Frames [default: the checkpoint's]
+    #[arg(long)]
+    frames: Option<usize>,
+    /// Rows of pixels [default: the checkpoint's]
+    #[arg(long)]
+    height: Option<usize>,
+    /// Columns of pixels [default: the checkpoint's]
+    #[arg(long)]
+    width: Option<usize>,
+    /// Threads of ONNX Runtime [default: one a core]
+    #[arg(long, default_value_t = 0, hide_default_value = true, value_parser = super::threads())]
+    threads: usize,
+    /// The ranking as a JSON file
+    #[arg(short, long)]
+    output: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum By {
+    /// The same layer of all blocks
+    Kind,
+    /// All layers of a block
+    Block,
+    /// Each layer
+    Layer,
+}
+
+pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
+    let prompts = prompts::read(args.prompts.as_deref(), &[&args.checkpoint])?;
+    let prompts: Vec<_> = prompts.into_iter().take(args.samples.max(1)).collect();
+    let scheme = args.quantize.scheme();
+    let options = |layers| ExportOptions {
+        quantize: Some(scheme),
+        calibration: args.calibration.clone(),
+        observer: args.observer.clip(),
+        layers,
+        ..ExportOptions::default()
+    };
+    let (opened, _) = open_with(&args.checkpoint, args.threads, ExportOptions::default())?;
+    let exact = latents(args, &opened.pipeline, &prompts)?;
+    let (_, report) = super::export_aside(&args.checkpoint, options(LayerChoice::All))?;
+    let by = match args.by {
+        By::Kind => sensitivity::By::Kind,
+        By::Block => sensitivity::By::Block,
+        By::Layer => sensitivity::By::Layer,
+    };
+    let progress = Progress::steps("ranking", sensitivity::groups(&report.quantized, by).len());
+    let run = |layers: &[String]| -> anyhow::Result<_> {
+        let (opened, _) = open_with(&args.checkpoint, args.threads, options(LayerChoice::Only(layers.to_vec())))?;
+        latents(args, &opened.pipeline, &prompts)
+    };
+    let names = [scheme.name(), &fingerprint(&args.checkpoint, &[])?];
+    let ranking = rank(names, (&report.quantized, by), &exact, run, |done, groups| {
+        progress.step(done, || format!("group {done}/{groups}"));
+    })?;
+    progress.clear();
+    if let Some(output) = &args.output {
+        super::write_beside(output, serde_json::to_string_pretty(&ranking)?.as_bytes())?;
+    }
+    writeln!(std::io::stdout(), "{}", table(&ranking))?;
+    Ok(Answer::Done)
+}
+
+/// The latents of each prompt.
+fn latents(args: &Args, pipeline: &Pipeline, prompts: &[String]) -> anyhow::Result<Vec<ArrayD<f32>>> {
+    let mut all = vec![];
+    for (prompt, seed) in prompts.iter().zip(args.seed..) {
+        let mut request = pipeline.request(prompt)?;
+        (request.seed, request.steps, request.guidance) = (seed, args.steps, args.guidance);
+        request.frames = args.frames.unwrap_or(request.frames);
+        request.height = args.height.unwrap_or(request.height);
+        request.width = args.width.unwrap_or(request.width);
+        all.push(pipeline.latents(&request, &mut Unobserved)?);
+    }
+    Ok(all)
+}
+
+struct Unobserved;
+
+impl pipeline::Observer for Unobserved {
+    fn frames(&mut self, _: ArrayD<f32>, _: usize) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        Ok(())
+    }
+}
+
+fn table(ranking: &Ranking) -> comfy_table::Table {
+    let mut table = comfy_table::Table::new();
+    table.load_style(comfy_table::presets::NOTHING);
+    table.set_header(["quantized alone", "layers", "error of the latents"]);
+    for group in &ranking.groups {
+        table.add_row([group.name.clone(), group.layers.len().to_string(), format!("{:.2e}", group.error)]);
+    }
+    table.add_row(["all".into(), String::new(), format!("{:.2e}", ranking.all)]);
+    table
+}
