@@ -30,7 +30,7 @@ pub struct Keep {
 /// how many there are.
 ///
 /// # Errors
-/// A request the model cannot fulfil, a failure of the runtime, or an interrupt; the table is then as before.
+/// A request the model cannot fulfil, a failure of the runtime, or an interrupt; the table then holds a part of the run.
 pub fn observe(
     pipeline: &Pipeline,
     table: &mut Table,
@@ -41,21 +41,18 @@ pub fn observe(
     let mut request = pipeline.request(&run.prompt)?;
     (request.seed, request.steps, request.guidance) = (run.seed, run.steps, run.guidance);
     [request.frames, request.height, request.width] = run.size;
-    let seen = Table { checkpoint: table.checkpoint.clone(), ranges: keep.ranges, ..table.clone() };
-    let mut watcher = Watcher { table: seen, keep, step };
-    pipeline.latents(&request, &mut watcher)?;
-    *table = watcher.table;
+    pipeline.latents(&request, &mut Watcher { table, keep, step })?;
     table.runs.push(run.clone());
     Ok(())
 }
 
-struct Watcher<F> {
-    table: Table,
+struct Watcher<'a, F> {
+    table: &'a mut Table,
     keep: Keep,
     step: F,
 }
 
-impl<F: FnMut(usize, usize)> Observer for Watcher<F> {
+impl<F: FnMut(usize, usize)> Observer for Watcher<'_, F> {
     fn ran(&mut self, component: &'static str, step: usize, steps: usize, outputs: &Outputs) {
         let range = step * self.keep.ranges / steps.max(1);
         let mut bounds: BTreeMap<&str, [Vec<f32>; 2]> = BTreeMap::new();
