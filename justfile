@@ -30,7 +30,7 @@ bench-export folder="target/bench":
     scripts/bench-export {{folder}}
 
 # Fuzz what reads untrusted bytes, ten minutes or a million inputs each; needs a nightly compiler and `cargo install cargo-fuzz`
-fuzz target="safetensors config spiece onnx manifest":
+fuzz target="safetensors config spiece onnx manifest table":
     for t in {{target}}; do mkdir -p fuzz/target/corpus/$t && (cd fuzz && cargo +nightly fuzz run -s none $t target/corpus/$t corpus/$t -- -runs=1000000 -max_total_time=600 -timeout=10 -rss_limit_mb=1024 -print_final_stats=1) || exit 1; done
 
 # Time and peak memory of each stage of a run at 2B's size, and of its VAE with and without tiles; takes 15 GB of disk

@@ -38,15 +38,15 @@ seed("config", "l-patterns", "l", compact({
     "transformer.rank_pattern": {"attn1.to_q": 4}, "transformer.alpha_pattern": {"^transformer_blocks.0.attn1.to_q": 2.0}}))
 
 # Weights.
-tensor = lambda dtype, shape, begin, end: {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
-one = {"__metadata__": {"format": "pt"}, "a.weight": tensor("F32", [2, 3], 0, 24), "b": tensor("BF16", [], 24, 26)}
+tensor_of = lambda dtype, shape, begin, end: {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+one = {"__metadata__": {"format": "pt"}, "a.weight": tensor_of("F32", [2, 3], 0, 24), "b": tensor_of("BF16", [], 24, 26)}
 text = compact(one)
 seed("safetensors", "file", "f", struct.pack("<Q", len(text)), text, bytes(26))
 seed("safetensors", "header", "h26\n", text)
 seed("safetensors", "empty", "h0\n{}")
-seed("safetensors", "zero", "h8\n", compact({"z": tensor("I64", [0, 5], 0, 0), "n": tensor("I64", [1], 0, 8)}))
+seed("safetensors", "zero", "h8\n", compact({"z": tensor_of("I64", [0, 5], 0, 0), "n": tensor_of("I64", [1], 0, 8)}))
 index = {"metadata": {"total_size": 28}, "weight_map": {"a": "a.safetensors", "b": "b.safetensors", "c": "b.safetensors"}}
-shards = [compact({"a": tensor("F16", [4], 0, 8)}), compact({"b": tensor("F32", [4], 0, 16), "c": tensor("U8", [4], 16, 20)})]
+shards = [compact({"a": tensor_of("F16", [4], 0, 8)}), compact({"b": tensor_of("F32", [4], 0, 16), "c": tensor_of("U8", [4], 16, 20)})]
 seed("safetensors", "shards", "i", compact(index), "\n--\n8\n", shards[0], "\n--\n20\n", shards[1])
 seed("safetensors", "climbs", "i", compact({"weight_map": {"a": "../x.safetensors"}}))
 
@@ -137,3 +137,27 @@ seed("onnx", "inline", model(tensor + message(9, bytes(12))))
 seed("onnx", "external", model(tensor + external))
 seed("onnx", "climbs", model(tensor + external.replace(b"w.safetensors", b"../../passwd.")))
 seed("onnx", "sparse", model(tensor + external, message(15, b"")))
+
+# Calibration tables. As numbers of 4 bytes what fills them is 1 and 0 in turn, as one of 8 bytes a count.
+filling = struct.pack("<ff", 1, 0)
+
+
+def table(places, ranges, rows, **changes):
+    header, end, bins = {}, 0, {}
+    for name, width in places.items():
+        sizes = {"least": [ranges, width], "greatest": [ranges, width], "histogram": [2048], "rows": [rows, width]}
+        for part, shape in sizes.items():
+            size = (8 if part == "histogram" else 4) * shape[0] * (shape[1] if len(shape) == 2 else 1)
+            header[f"{name}/{part}"] = tensor_of("I64" if part == "histogram" else "F32", shape, end, end + size)
+            end += size
+        bins[name] = 0.01
+    metadata = {"format": "cogvx-calibration", "version": "1", "checkpoint": "0123", "layers": compact({n: n for n in places}),
+                "histograms": compact(bins), "seen": compact({n: 7 for n in places}), "runs": "[]"}
+    return f"{end}\n" + compact({"__metadata__": metadata | changes, **header})
+
+
+run = {"prompt": "fox", "seed": 3, "steps": 25, "guidance": 6.0, "size": [9, 64, 64]}
+seed("table", "one", table({"transformer/a": 4}, 2, 3), "\n--\n", filling)
+seed("table", "two", table({"transformer/a": 4, "text_encoder/b": 2}, 1, 16, runs=compact([run])), "\n--\n", filling)
+seed("table", "shared", table({"transformer/a": 2}, 4, 2, layers=compact({"x": "transformer/a", "y": "transformer/a"})), "\n--\n", filling)
+seed("table", "zeros", table({"transformer/a": 4}, 2, 3))

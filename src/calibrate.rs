@@ -9,6 +9,7 @@ use cogvx_calibration::observe::Seen;
 use cogvx_calibration::table::{Run, Table, TableError};
 use ndarray::ArrayD;
 
+use crate::pending;
 use crate::pipeline::{Observer, Pipeline, PipelineError};
 use crate::runtime::Outputs;
 
@@ -87,11 +88,11 @@ impl<F: FnMut(usize, usize)> Observer for Watcher<'_, F> {
 /// Write the table at `path`, beside it first.
 ///
 /// # Errors
-/// What the system says.
+/// What the system says, or a table too large to be read again.
 pub fn save(table: &Table, path: &Path) -> Result<(), TableError> {
     let io = |source| TableError::Io { path: path.into(), source };
-    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::Builder::new().prefix(".cogvx-").tempfile_in(parent).map_err(io)?;
+    table.check_size(path)?;
+    let mut file = pending::builder(0o666).tempfile_in(pending::parent(path)).map_err(io)?;
     table.write(file.as_file_mut()).map_err(io)?;
     file.as_file().sync_all().map_err(io)?;
     file.persist(path).map_err(|e| io(e.error))?;

@@ -3,6 +3,7 @@
 mod calibrate;
 mod export;
 mod interrupt;
+mod loras;
 mod progress;
 mod prompts;
 mod quality;

@@ -422,7 +422,9 @@ impl Exporter<'_> {
                 }
                 Ok(numbers)
             };
-            smooth(&mut plan, graph, component.name(), (table, self.options.observer), &read)?;
+            let path = self.options.calibration.as_deref().unwrap_or(Path::new(""));
+            plan.place(table, path, component.name())?;
+            smooth(&mut plan, graph, (table, self.options.observer), &read)?;
         }
         Ok(plan)
     }

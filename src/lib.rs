@@ -4,6 +4,7 @@ pub mod bundle;
 pub mod calibrate;
 pub mod cli;
 pub mod export;
+mod pending;
 pub mod picture;
 pub mod pipeline;
 pub mod positions;

@@ -129,3 +129,8 @@ fn onnx() {
 fn manifest() {
     run("manifest", targets::manifest);
 }
+
+#[test]
+fn table() {
+    run("table", targets::table);
+}

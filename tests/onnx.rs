@@ -7,11 +7,12 @@ use std::process::Command;
 use std::sync::OnceLock;
 
 use cogvx::bundle::WeightsMode;
-use cogvx::export::{ExportOptions, VideoShape};
+use cogvx::export::{Component, ExportOptions, VideoShape};
+use cogvx_calibration::plan::Scheme;
 use cogvx_graphs::DType;
 use cogvx_graphs::pass::Target;
 
-use common::{bundle_of, checkpoints, fresh_folder, graphs, root, said};
+use common::{bundle_of, checkpoints, fresh_folder, graphs, made_up, root, said};
 
 const PACKAGES: [&str; 3] = ["onnx==1.23.2", "onnxruntime==1.31.1", "numpy"];
 const IMPORT: &str = "import onnx, onnxruntime, numpy; print(onnx.__version__, onnxruntime.__version__)";
@@ -50,11 +51,17 @@ fn check(options: &ExportOptions, arguments: &[&str]) {
         Ok(folder) => folder,
         Err(why) => return println!("skipped: {why}"),
     };
-    let options = &ExportOptions { weights: WeightsMode::Copy, ..options.clone() };
     let folders: Vec<_> = checkpoints().into_iter().map(|c| (c, fresh_folder())).collect();
-    let files: Vec<_> =
-        folders.iter().flat_map(|(c, folder)| graphs(&bundle_of(&c.path, folder.path(), options).0)).collect();
-    assert_eq!(files.len(), 6 * folders.len());
+    let files = folders.iter().flat_map(|(c, folder)| {
+        let calibration = options.quantize.map(|_| made_up(&c.path, folder.path()));
+        let options = ExportOptions { weights: WeightsMode::Copy, calibration, ..options.clone() };
+        graphs(&bundle_of(&c.path, folder.path(), &options).0)
+    });
+    let files: Vec<_> = files.collect();
+    // Each half of the VAE has two.
+    let per_checkpoint: usize =
+        options.components.iter().map(|c| if c.name().starts_with("vae") { 2 } else { 1 }).sum();
+    assert_eq!(files.len(), per_checkpoint * folders.len());
     let mut command = python(packages);
     let output = command.arg(root().join("tests/onnx_check.py")).args(arguments).args(&files).output();
     let output = output.expect("it ran before");
@@ -95,5 +102,28 @@ fn tensorrt_graphs_pass_the_checker() {
     for precision in [DType::F16, DType::BF16, DType::F32] {
         let options = ExportOptions { precision: Some(precision), target: Target::TensorRt, ..Default::default() };
         check(&options, &["--no-load"]);
+    }
+}
+
+/// Check the graphs of `target` in all its schemes.
+fn check_quantized(target: Target, precisions: &[Option<DType>], arguments: &[&str]) {
+    for scheme in Scheme::ALL.into_iter().filter(|scheme| scheme.runs_on(target)) {
+        for &precision in precisions {
+            let components = vec![Component::TextEncoder, Component::Transformer];
+            let quantize = Some(scheme);
+            check(&ExportOptions { target, precision, quantize, components, ..Default::default() }, arguments);
+        }
+    }
+}
+
+#[test]
+fn quantized_cpu_graphs_pass_the_checker_and_load_without_a_warning() {
+    check_quantized(Target::Cpu, &[None, Some(DType::F16)], &[]);
+}
+
+#[test]
+fn quantized_graphs_for_gpus_pass_the_checker() {
+    for target in [Target::Cuda, Target::TensorRt] {
+        check_quantized(target, &[DType::F16, DType::BF16, DType::F32].map(Some), &["--no-load"]);
     }
 }

@@ -6,11 +6,12 @@ mod common;
 use std::path::PathBuf;
 use std::process::Command;
 
-use cogvx::export::{ExportOptions, VideoShape};
+use cogvx::export::{Component, ExportOptions, VideoShape};
+use cogvx_calibration::plan::Scheme;
 use cogvx_graphs::DType;
 use cogvx_graphs::pass::Target;
 
-use common::{bundle_of, checkpoints, fresh_folder, graphs, root, said};
+use common::{bundle_of, checkpoints, fresh_folder, graphs, made_up, root, said};
 
 /// The script's word for "cannot run here".
 const SKIPPED: i32 = 77;
@@ -74,4 +75,53 @@ fn the_decoder_of_any_size_compiles_for_an_image() {
 #[test]
 fn graphs_of_fixed_sizes_compile() {
     each_precision(Some(VideoShape { frames: 9, height: 32, width: 48 }), |files| compile(files, &[]));
+}
+
+/// Hand the quantized graphs of the checkpoints named, or of all, to `compile`, one scheme after the other.
+fn each_scheme(
+    names: Option<&[&str]>,
+    precision: DType,
+    shapes: Option<VideoShape>,
+    compile: impl Fn(&[PathBuf]) -> Result<(), Skipped>,
+) {
+    let checkpoints: Vec<_> = checkpoints().into_iter().map(|c| (c, fresh_folder())).collect();
+    let chosen = checkpoints.iter().filter(|(c, _)| names.is_none_or(|names| names.contains(&c.name.as_str())));
+    let chosen: Vec<_> = chosen.map(|(c, folder)| (c, folder, made_up(&c.path, folder.path()))).collect();
+    for scheme in Scheme::ALL.into_iter().filter(|scheme| scheme.runs_on(Target::TensorRt)) {
+        let files = chosen.iter().flat_map(|(c, folder, table)| {
+            let mut components = vec![Component::Transformer];
+            // The text encoders of the others are too narrow to be quantized.
+            components.extend((c.name == "shapes").then_some(Component::TextEncoder));
+            let options = ExportOptions {
+                precision: Some(precision),
+                target: Target::TensorRt,
+                quantize: Some(scheme),
+                calibration: Some(table.clone()),
+                shapes,
+                components,
+                ..Default::default()
+            };
+            graphs(&bundle_of(&c.path, &folder.path().join(scheme.name()), &options).0)
+        });
+        if let Err(Skipped(why)) = compile(&files.collect::<Vec<_>>()) {
+            return println!("{}", why.trim());
+        }
+    }
+}
+
+#[test]
+fn quantized_graphs_compile() {
+    let shapes = Some(VideoShape { frames: 9, height: 32, width: 48 });
+    each_scheme(None, DType::F16, shapes, |files| compile(files, &[]));
+    for precision in [DType::BF16, DType::F32] {
+        each_scheme(Some(&["2b-fp32", "1.5-5b", "shapes"]), precision, shapes, |files| compile(files, &[]));
+    }
+}
+
+#[test]
+fn quantized_graphs_of_any_size_compile_for_a_range_of_sizes() {
+    each_scheme(Some(&["2b-fp32", "1.5-i2v", "shapes"]), DType::F16, None, |files| {
+        let ranges: Vec<_> = RANGES.iter().flat_map(|range| ["--dim", range]).collect();
+        compile(files, &[&ranges[..], &["--dim", "frames=2:4:6"]].concat())
+    });
 }

@@ -5,8 +5,12 @@
 //! `d = -X_F^T (damping + X_F X_F^T)^-1 r`. There are far fewer sample tokens than features, so the inverse is taken over the
 //! tokens, and leaving a column out of `F` changes it by a rank of one.
 
+use crate::smooth::spread;
+
 /// Share of the features' mean square that is added to the diagonal.
 const DAMPING: f64 = 0.05;
+/// Sample tokens used at most: the work grows with their square.
+const TOKENS: usize = 512;
 
 /// What is needed to compensate the rows of one weight.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,9 +30,10 @@ pub(crate) struct Compensating<'a> {
 }
 
 impl Compensation {
-    /// For sample features `[tokens, width]`; none where they are all zero.
+    /// For sample features `[tokens, width]`, of many evenly spaced ones; none where they are all zero.
     #[must_use]
     pub fn new(rows: &[f32], width: usize) -> Option<Self> {
+        let rows = &spread(rows, width, TOKENS);
         let tokens = rows.len() / width;
         let square = rows.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>();
         #[allow(clippy::cast_precision_loss)] // Far fewer than 2^52.
@@ -118,6 +123,7 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use cogvx_graphs::DType;
     use cogvx_graphs::pass::Target;
     use cogvx_graphs::quantized::LinearForm;
 
@@ -141,7 +147,7 @@ mod tests {
     /// Square error of the outputs of a weight in four bits.
     fn error(rows: &[f32], weight: &[f32], width: usize, compensation: Option<&Compensation>) -> f64 {
         let form = LinearForm::Blocks { bits: 4, block: width, symmetric: true };
-        let rounded = round(form, Target::TensorRt, weight, width, compensation);
+        let rounded = round((form, Target::TensorRt, DType::F32), weight, width, compensation);
         let value = |i: usize| f32::from(i8::from_le_bytes([(rounded.values[i / 2] >> (4 * (i % 2))) << 4]) >> 4);
         let change: Vec<_> = weight.iter().enumerate().map(|(i, x)| value(i) * rounded.scales[i / width] - x).collect();
         let output = |row: &[f32], change: &[f32]| row.iter().zip(change).map(|(a, b)| f64::from(a * b)).sum::<f64>();

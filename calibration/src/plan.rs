@@ -1,11 +1,14 @@
 //! Which layers are quantized, and how.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use cogvx_graphs::graph::{Graph, Source, Weight, WeightPart};
 use cogvx_graphs::op::Op;
 use cogvx_graphs::pass::Target;
 use cogvx_graphs::quantized::LinearForm;
+
+use crate::table::{Table, TableError};
 
 /// A way to quantize, under the name it has on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,6 +124,18 @@ impl Plan {
             }
         }
         Self { target, layers, norms: BTreeMap::new() }
+    }
+
+    /// Find the place of each layer, of a `component`, in `table`, which was read from `path`.
+    ///
+    /// # Errors
+    /// The table does not tell of a layer, or of other features than it reads.
+    pub fn place(&mut self, table: &Table, path: &Path, component: &str) -> Result<(), TableError> {
+        for (name, layer) in &mut self.layers {
+            let place = table.place_of(path, &format!("{component}/{name}"), layer.features[1])?;
+            layer.place = Some(place.to_string());
+        }
+        Ok(())
     }
 }
 

@@ -1,7 +1,9 @@
 //! Weights and features in few bits.
 
+use cogvx_graphs::DType;
 use cogvx_graphs::pass::Target;
 use cogvx_graphs::quantized::LinearForm;
+use half::{bf16, f16};
 
 use crate::compensate::Compensation;
 use crate::float8;
@@ -108,18 +110,28 @@ fn unsigned_most(bits: u8) -> f32 {
     f32::from(u8::MAX >> (8 - bits))
 }
 
-/// Round rows of `width` numbers of a weight to the values of `form` on `target`. With a compensation, the error of each
-/// column is made up for by the columns after it.
+/// A scale as elements of `stored` hold it: values are rounded by what they will be multiplied with.
+fn held(scale: f32, stored: DType) -> f32 {
+    let held = match stored {
+        DType::F16 => f16::from_f32(scale).to_f32(),
+        DType::BF16 => bf16::from_f32(scale).to_f32(),
+        _ => scale,
+    };
+    // One too small for 16 bits is the least there is.
+    if held == 0.0 { f16::from_bits(1).to_f32().copysign(scale) } else { held }
+}
+
+/// Round rows of `width` numbers of a weight to the values of `form` on `target`, with scales that are `stored`. With a
+/// compensation, the error of each column is made up for by the columns after it.
 #[must_use]
 pub fn round(
-    form: LinearForm,
-    target: Target,
+    (form, target, stored): (LinearForm, Target, DType),
     rows: &[f32],
     width: usize,
     compensation: Option<&Compensation>,
 ) -> Rounded {
     let mut rounded = Rounded::default();
-    each(form, target, rows, width, compensation, |grid, row| {
+    each((form, target, stored), rows, width, compensation, |grid, row| {
         rounded.scales.extend(row.grids.iter().map(|(scale, _)| scale));
         let bits = grid.levels.bits();
         pack(&row.values, bits, &mut rounded.values);
@@ -136,7 +148,7 @@ pub fn round(
 #[must_use]
 pub fn restore(form: LinearForm, target: Target, rows: &[f32], width: usize) -> Vec<f32> {
     let mut numbers = Vec::with_capacity(rows.len());
-    each(form, target, rows, width, None, |_, row| numbers.extend_from_slice(&row.numbers));
+    each((form, target, DType::F32), rows, width, None, |_, row| numbers.extend_from_slice(&row.numbers));
     numbers
 }
 
@@ -151,8 +163,7 @@ struct Row {
 }
 
 fn each(
-    form: LinearForm,
-    target: Target,
+    (form, target, stored): (LinearForm, Target, DType),
     rows: &[f32],
     width: usize,
     compensation: Option<&Compensation>,
@@ -167,6 +178,7 @@ fn each(
         let mut compensating = compensation.map(Compensation::start);
         for (i, block) in numbers.chunks(grid.block).enumerate() {
             let (scale, zero) = grid.levels.scale(block);
+            let scale = held(scale, stored);
             let inverse = 1.0 / scale;
             row.grids.push((scale, zero));
             for (j, &x) in block.iter().enumerate() {
@@ -267,7 +279,7 @@ mod tests {
     fn numbers_are_within_half_a_step() {
         let rows = numbers(3 * 48);
         for (form, target) in forms() {
-            let rounded = round(form, target, &rows, 48, None);
+            let rounded = round((form, target, DType::F32), &rows, 48, None);
             let restored = restore(form, target, &rows, 48);
             let block = 48 * 3 / rounded.scales.len();
             for (i, (x, y)) in rows.iter().zip(&restored).enumerate() {
@@ -280,10 +292,28 @@ mod tests {
     }
 
     #[test]
+    fn values_are_multiples_of_the_scales_that_are_stored() {
+        // Scales near the end of what `f16` holds, where it is coarse.
+        let rows: Vec<_> = numbers(3 * 48).iter().map(|x| x * 1e-5).collect();
+        let form = LinearForm::Blocks { bits: 8, block: 16, symmetric: true };
+        for stored in [DType::F16, DType::BF16] {
+            let rounded = round((form, Target::TensorRt, stored), &rows, 48, None);
+            for (i, x) in rows.iter().enumerate() {
+                let scale = rounded.scales[i / 16];
+                assert!((scale - held(scale, stored)).abs() < f32::MIN_POSITIVE, "{stored}: {scale}");
+                let y = f32::from(i8::from_le_bytes([rounded.values[i]])) * scale;
+                // The largest may be cut off by what the scale was rounded down.
+                let rest = if rounded.values[i] == 127 || rounded.values[i] == 129 { 127.0 * 2e-8 } else { 0.0 };
+                assert!((x - y).abs() <= 0.5001 * scale + rest, "{stored} {i}: {x} {y} {scale}");
+            }
+        }
+    }
+
+    #[test]
     fn rows_are_filled_up_to_whole_blocks_of_zero() {
         // Two blocks and a half: 48 values of four bits are 24 bytes, three zero points two bytes.
         let form = LinearForm::Blocks { bits: 4, block: 16, symmetric: false };
-        let rounded = round(form, Target::Cpu, &numbers(40), 40, None);
+        let rounded = round((form, Target::Cpu, DType::F32), &numbers(40), 40, None);
         assert_eq!([rounded.values.len(), rounded.scales.len(), rounded.zero_points.len()], [24, 3, 2]);
         let zero = rounded.zero_points[1] & 15;
         assert_eq!(rounded.values[20..], [zero | zero << 4; 4]);
@@ -294,7 +324,7 @@ mod tests {
         for (form, target) in forms() {
             assert_eq!(restore(form, target, &[0.0; 48], 48), [0.0; 48], "{form:?} {target:?}");
         }
-        let rounded = round(LinearForm::PerToken, Target::Cpu, &[0.0; 32], 32, None);
+        let rounded = round((LinearForm::PerToken, Target::Cpu, DType::F32), &[0.0; 32], 32, None);
         assert_eq!(rounded, Rounded { values: vec![0; 32], scales: vec![1.0], zero_points: vec![] });
     }
 }

@@ -38,23 +38,12 @@ enum Origin {
 /// Reads a weight `[out, in]` as `f32`.
 pub type Read<'a, E> = dyn Fn(&str) -> Result<Vec<f32>, E> + 'a;
 
-/// Balance the layers of `plan`, made for `graph`, a `component`, by what `table` has seen; then fix the scales of features
+/// Balance the layers of `plan`, made for `graph`, by what `table` has seen at their places; then fix the scales of features
 /// that have one, cutting off what `method` says.
 ///
 /// # Errors
 /// Those of `read`.
-pub fn smooth<E>(
-    plan: &mut Plan,
-    graph: &Graph,
-    component: &str,
-    (table, method): (&Table, Clip),
-    read: &Read<'_, E>,
-) -> Result<(), E> {
-    for (name, layer) in &mut plan.layers {
-        let place = table.layers.get(&format!("{component}/{name}"));
-        let fits = |place: &&String| table.places.get(*place).is_some_and(|place| place.width == layer.features[1]);
-        layer.place = place.filter(fits).cloned();
-    }
+pub fn smooth<E>(plan: &mut Plan, graph: &Graph, (table, method): (&Table, Clip), read: &Read<'_, E>) -> Result<(), E> {
     for (layers, origin) in groups(plan, graph) {
         let place = layers.iter().find_map(|layer| plan.layers[layer].place.as_ref());
         let Some(place) = place.and_then(|place| table.places.get(place)) else { continue };
@@ -142,7 +131,7 @@ fn loss(form: LinearForm, target: Target, rows: &[f32], weight: &[f32], factors:
 }
 
 /// At most `most` rows, evenly spaced.
-fn spread(numbers: &[f32], width: usize, most: usize) -> Vec<f32> {
+pub(crate) fn spread(numbers: &[f32], width: usize, most: usize) -> Vec<f32> {
     let rows = numbers.len() / width;
     let step = rows.div_ceil(most).max(1);
     numbers.chunks_exact(width).step_by(step).flatten().copied().collect()

@@ -26,8 +26,14 @@ use crate::histogram::{BINS, Histogram};
 const FORMAT: &str = "cogvx-calibration";
 /// Value of `version`.
 const VERSION: &str = "1";
-/// Largest table read, in bytes.
-const MOST: u64 = 4 << 30;
+/// Most bytes of tensors in a table: 5B's at 256 rows a place take 1.5 GB.
+const MOST_BYTES: u64 = 2 << 30;
+/// Most step ranges.
+pub const MOST_RANGES: usize = 64;
+/// Most rows of a place.
+pub const MOST_ROWS: usize = 4096;
+/// Counts larger than this are damage; so many can be added up.
+const MOST_COUNTED: u64 = 1 << 48;
 
 /// Why a table cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -42,12 +48,12 @@ pub enum TableError {
     Metadata { path: PathBuf, key: &'static str, expected: String, found: String },
     #[error("`{}`: `{name}`: expected {expected}, found {found}", path.display())]
     Tensor { path: PathBuf, name: String, expected: String, found: String },
-    #[error("`{}`: expected a table of at most 4 GiB, found {found} bytes", path.display())]
+    #[error("`{}`: expected a calibration table of at most {MOST_BYTES} bytes, found {found}", path.display())]
     Size { path: PathBuf, found: u64 },
     #[error("`{}`: expected a table of the checkpoint with the fingerprint {expected}, found one of {found}: calibrate this checkpoint", path.display())]
     Checkpoint { path: PathBuf, expected: String, found: String },
-    #[error("expected tables of one checkpoint and as many step ranges, found {found}")]
-    Merge { found: String },
+    #[error("expected {expected}, found {found}")]
+    Merge { expected: String, found: String },
 }
 
 /// One run that a table has seen.
@@ -154,19 +160,23 @@ impl Table {
     /// Take in all that `other` has seen, keeping at most `most` rows a place.
     ///
     /// # Errors
-    /// A table of another checkpoint or with other step ranges.
+    /// A table of another checkpoint, with other step ranges, or of a run that this one has seen.
     pub fn merge(&mut self, other: &Self, most: usize) -> Result<(), TableError> {
-        if self.checkpoint != other.checkpoint || self.ranges != other.ranges {
-            let of = |t: &Self| format!("`{}` with {}", t.checkpoint, t.ranges);
-            return Err(TableError::Merge { found: format!("{} and {}", of(self), of(other)) });
+        let differ = |expected: String, found: String| Err(TableError::Merge { expected, found });
+        if self.checkpoint != other.checkpoint {
+            return differ(format!("a table of the checkpoint {}", self.checkpoint), other.checkpoint.clone());
+        }
+        if self.ranges != other.ranges {
+            return differ(format!("{} step ranges", self.ranges), other.ranges.to_string());
+        }
+        if let Some(run) = other.runs.iter().find(|run| self.runs.contains(run)) {
+            return differ("other runs".into(), format!("`{}` with seed {} in both", run.prompt, run.seed));
         }
         for (name, theirs) in &other.places {
             let ours =
                 self.places.entry(name.clone()).or_insert_with(|| Place { width: theirs.width, ..Place::default() });
             if ours.width != theirs.width {
-                return Err(TableError::Merge {
-                    found: format!("`{name}` of {} and {} features", ours.width, theirs.width),
-                });
+                return differ(format!("`{name}` of {} features", ours.width), theirs.width.to_string());
             }
             for range in 0..self.ranges {
                 let (Some(least), Some(greatest)) = (theirs.least.get(range), theirs.greatest.get(range)) else {
@@ -192,7 +202,7 @@ impl Table {
     ///
     /// # Errors
     /// What the system says.
-    pub fn write(&self, file: &mut std::fs::File) -> std::io::Result<()> {
+    pub fn write(&self, file: &mut impl std::io::Write) -> std::io::Result<()> {
         let tensors = self.tensors();
         let mut header = serde_json::Map::new();
         let json = |value: serde_json::Value| value.to_string();
@@ -225,6 +235,16 @@ impl Table {
         file.flush()
     }
 
+    /// Find that the table can be read again, once written to `path`.
+    ///
+    /// # Errors
+    /// It is too large.
+    pub fn check_size(&self, path: &Path) -> Result<(), TableError> {
+        let numbers = |place: &Place| 2 * BINS + place.rows.len() + 2 * place.least.len() * place.width;
+        let found = 4 * self.places.values().map(|place| numbers(place) as u64).sum::<u64>();
+        if found > MOST_BYTES { Err(TableError::Size { path: path.into(), found }) } else { Ok(()) }
+    }
+
     fn tensors(&self) -> Vec<(String, DType, Vec<usize>, Vec<u8>)> {
         let mut tensors = vec![];
         for (name, place) in &self.places {
@@ -251,11 +271,18 @@ impl Table {
     /// # Errors
     /// No such file, another kind of file, tensors of other types or shapes, NaN, or places where nothing but zero was seen.
     pub fn open(path: &Path) -> Result<Self, TableError> {
-        let file = Weights::open_file(path)?;
-        let size: u64 = file.iter().map(|t| t.len).sum();
-        if size > MOST {
-            return Err(TableError::Size { path: path.into(), found: size });
-        }
+        Self::read(path, &Weights::open_file(path)?)
+    }
+
+    /// Read a table in memory; messages call it `path`.
+    ///
+    /// # Errors
+    /// As for [`Table::open`].
+    pub fn from_memory(path: &Path, bytes: Vec<u8>) -> Result<Self, TableError> {
+        Self::read(path, &Weights::from_memory(None, [("model.safetensors".to_string(), bytes)].into())?)
+    }
+
+    fn read(path: &Path, file: &Weights) -> Result<Self, TableError> {
         let metadata = file.metadata(0)?;
         let text = |key: &'static str| -> Result<&str, TableError> {
             let missing = || wrong_metadata(path, key, "a text", "none");
@@ -266,6 +293,10 @@ impl Table {
             if found != expected {
                 return Err(wrong_metadata(path, key, &format!("`{expected}`"), &format!("`{found}`")));
             }
+        }
+        let size: u64 = file.iter().map(|t| t.len).sum();
+        if size > MOST_BYTES {
+            return Err(TableError::Size { path: path.into(), found: size });
         }
         let layers: BTreeMap<String, String> = json(path, "layers", text("layers")?)?;
         let widths: BTreeMap<String, f32> = json(path, "histograms", text("histograms")?)?;
@@ -278,7 +309,7 @@ impl Table {
         };
         for name in table.layers.values() {
             if !table.places.contains_key(name) {
-                let place = read_place(path, &file, name, &widths, &seen)?;
+                let place = read_place(path, file, name, &widths, &seen)?;
                 if table.ranges != 0 && place.least.len() != table.ranges {
                     let (expected, found) = (format!("{} step ranges", table.ranges), place.least.len().to_string());
                     return Err(TableError::Tensor {
@@ -296,6 +327,26 @@ impl Table {
             return Err(wrong_metadata(path, "layers", "at least one layer", "none"));
         }
         Ok(table)
+    }
+
+    /// Find that the table tells of the layer `<component>/<weight>`, and of as many features as it reads; returns the place.
+    ///
+    /// # Errors
+    /// It does not: it was damaged, or made by another version of cogvx.
+    pub fn place_of(&self, path: &Path, layer: &str, features: usize) -> Result<&str, TableError> {
+        let Some(name) = self.layers.get(layer) else {
+            return Err(wrong_metadata(path, "layers", &format!("the place of `{layer}`"), "none"));
+        };
+        let found = self.places.get(name).map_or(0, |place| place.width);
+        if found != features {
+            return Err(TableError::Tensor {
+                path: path.into(),
+                name: format!("{name}/least"),
+                expected: format!("the {features} features that `{layer}` reads"),
+                found: found.to_string(),
+            });
+        }
+        Ok(name)
     }
 
     /// Find that the table is of the checkpoint with this fingerprint.
@@ -341,6 +392,9 @@ fn read_place(
     };
     let bounds = |part: &str| -> Result<Vec<Vec<f32>>, TableError> {
         let (shape, bytes) = read(part, DType::F32, 2, "f32 [step ranges, features]")?;
+        if shape[0] > MOST_RANGES {
+            return Err(wrong(part, &format!("at most {MOST_RANGES} step ranges"), shape[0].to_string()));
+        }
         let rows = bytes.chunks_exact(4 * shape[1]).map(|row| {
             let row: Vec<f32> = row.as_chunks().0.iter().map(|four| f32::from_le_bytes(*four)).collect();
             // A range without steps.
@@ -372,21 +426,26 @@ fn read_place(
         return Err(wrong("histogram", &format!("i64 [{BINS}]"), format!("{shape:?}")));
     }
     let counts: Vec<_> = bytes.as_chunks().0.iter().map(|eight| u64::from_le_bytes(*eight)).collect();
-    if counts.iter().any(|&count| count > 1 << 48) {
+    if counts.iter().any(|&count| count > MOST_COUNTED) {
         return Err(wrong("histogram", "counts", "negative or huge ones".into()));
     }
-    let bin = widths.get(name).copied().unwrap_or(f32::NAN);
-    if !(bin.is_finite() && bin >= 0.0) {
-        return Err(wrong("histogram", "bins of a width in `__metadata__` `histograms`", bin.to_string()));
-    }
+    let bin = widths.get(name).copied();
+    let Some(bin) = bin.filter(|bin| bin.is_finite() && *bin >= 0.0) else {
+        let found = bin.map_or("none".into(), |bin| bin.to_string());
+        return Err(wrong("histogram", "bins of a width in `__metadata__` `histograms`", found));
+    };
     let (shape, bytes) = read("rows", DType::F32, 2, "f32 [rows, features]")?;
-    if shape[1] != width {
-        return Err(wrong("rows", &format!("f32 [rows, {width}]"), format!("{shape:?}")));
+    if shape[1] != width || shape[0] > MOST_ROWS {
+        let expected = format!("f32 [rows, {width}] of at most {MOST_ROWS} rows");
+        return Err(wrong("rows", &expected, format!("{shape:?}")));
     }
     let rows: Vec<_> = bytes.as_chunks().0.iter().map(|four| f32::from_le_bytes(*four)).collect();
     if let Some(x) = rows.iter().find(|x| !x.is_finite()) {
         return Err(wrong("rows", "finite numbers", x.to_string()));
     }
     let seen = seen.get(name).copied().unwrap_or(0);
+    if seen > MOST_COUNTED {
+        return Err(wrong("rows", "a count of tokens in `__metadata__` `seen`", seen.to_string()));
+    }
     Ok(Place { width, least, greatest, histogram: Histogram { width: bin, counts }, rows, seen })
 }

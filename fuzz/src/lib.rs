@@ -10,9 +10,14 @@ use cogvx::bundle::Manifest;
 use cogvx::export::lora_scaling;
 use cogvx::scheduler::{Kind, Sampler, SchedulerConfig};
 use cogvx::tokenizer::Tokenizer;
+use cogvx_calibration::histogram::Clip;
+use cogvx_calibration::scales::settled;
+use cogvx_calibration::table::Table;
 use cogvx_graphs::Weights;
 use cogvx_graphs::config::{DitConfig, PipelineIndex, T5Config, VaeConfig};
 use cogvx_graphs::onnx::{self, Placement};
+use cogvx_graphs::pass::Target;
+use cogvx_graphs::quantized::LinearForm;
 
 /// A name for messages.
 const FILE: &str = "input";
@@ -35,12 +40,18 @@ fn parts(data: &[u8]) -> Vec<&[u8]> {
     parts
 }
 
+/// Bytes of data of the file that [`file_of`] makes.
+fn data_bytes(part: &[u8]) -> usize {
+    let count = part.split(|&b| b == b'\n').next().unwrap_or_default();
+    let count = std::str::from_utf8(count).ok().and_then(|text| text.parse::<usize>().ok()).unwrap_or(0);
+    count.min(MOST_DATA)
+}
+
 /// A safetensors file from `<bytes of data>\n<header>`.
 fn file_of(part: &[u8]) -> Vec<u8> {
     let end = part.iter().position(|&b| b == b'\n').unwrap_or(0);
-    let (count, header) = (&part[..end], part.get(end + 1..).unwrap_or_default());
-    let count = std::str::from_utf8(count).ok().and_then(|text| text.parse::<usize>().ok()).unwrap_or(0);
-    [&(header.len() as u64).to_le_bytes()[..], header, &vec![0; count.min(MOST_DATA)]].concat()
+    let header = part.get(end + 1..).unwrap_or_default();
+    [&(header.len() as u64).to_le_bytes()[..], header, &vec![0; data_bytes(part)]].concat()
 }
 
 /// Safetensors headers and the index that binds shards: `f` and a whole file, `h` and `<bytes>\n<header>`, or `i` and an index
@@ -164,6 +175,37 @@ pub fn onnx(data: &[u8]) -> bool {
         known.extend(node.outputs.iter().map(String::as_str));
     }
     assert!(model.outputs.iter().all(|port| known.contains(port.name.as_str())));
+    true
+}
+
+/// A calibration table: `<bytes>\n<header>` and, where there is a second part, what fills its data again and again.
+pub fn table(data: &[u8]) -> bool {
+    let parts = parts(data);
+    let mut bytes = file_of(parts[0]);
+    let start = bytes.len() - data_bytes(parts[0]);
+    if let Some(filling) = parts.get(1) {
+        bytes[start..].iter_mut().zip(filling.iter().cycle()).for_each(|(to, &from)| *to = from);
+    }
+    let file = Path::new(FILE);
+    let Ok(mut table) = Table::from_memory(file, bytes) else { return false };
+    for place in table.places.values() {
+        assert!(place.least.len() == table.ranges && place.greatest.len() == table.ranges && place.width > 0);
+        assert!(place.magnitudes().iter().any(|&x| x > 0.0) && place.rows.len().is_multiple_of(place.width));
+        for clip in [Clip::MinMax, Clip::Percentile(0.9999), Clip::Mse] {
+            let form = LinearForm::PerTensor { scale: 0.0, zero_point: 0 };
+            let LinearForm::PerTensor { scale, .. } = settled(form, Target::Cpu, place, &[], clip) else {
+                unreachable!("the same form")
+            };
+            assert!(scale.is_normal() && scale > 0.0, "{scale}");
+        }
+    }
+    // As another run of the same checkpoint.
+    let other = Table { runs: vec![], ..table.clone() };
+    table.merge(&other, 8).expect("of the same checkpoint");
+    table.runs.clear();
+    let mut written = vec![];
+    table.write(&mut written).expect("memory");
+    assert_eq!(Table::from_memory(file, written).expect("what was written"), table);
     true
 }
 

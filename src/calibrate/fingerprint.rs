@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use cogvx_graphs::Weights;
+use cogvx_graphs::source::{SourceError, open_regular};
 use cogvx_graphs::weights::WeightsError;
 
 use crate::export::{Component, Lora};
@@ -16,6 +17,8 @@ const SAMPLE: u64 = 4096;
 #[allow(missing_docs)]
 pub enum FingerprintError {
     #[error(transparent)]
+    Source(#[from] SourceError),
+    #[error(transparent)]
     Weights(#[from] WeightsError),
     #[error("`{}`: {source}", path.display())]
     Io { path: std::path::PathBuf, source: std::io::Error },
@@ -25,7 +28,7 @@ pub enum FingerprintError {
 /// tensors and of some bytes of each, so that 13 GB take a moment and other shards do not matter.
 ///
 /// # Errors
-/// Weights that cannot be read.
+/// Weights or LoRAs that cannot be read.
 pub fn fingerprint(checkpoint: &Path, loras: &[Lora]) -> Result<String, FingerprintError> {
     let mut hasher = blake3::Hasher::new();
     for component in [Component::TextEncoder, Component::Transformer] {
@@ -42,9 +45,9 @@ pub fn fingerprint(checkpoint: &Path, loras: &[Lora]) -> Result<String, Fingerpr
         }
     }
     for lora in loras {
-        let bytes =
-            std::fs::read(&lora.file).map_err(|source| FingerprintError::Io { path: lora.file.clone(), source })?;
-        hasher.update(&bytes).update(&lora.scale.to_le_bytes());
+        let file = open_regular(&lora.file)?.file;
+        hasher.update_reader(file).map_err(|source| FingerprintError::Io { path: lora.file.clone(), source })?;
+        hasher.update(&lora.scale.to_le_bytes());
     }
     Ok(hasher.finalize().to_hex()[..32].to_string())
 }

@@ -1,16 +1,18 @@
 //! `cogvx calibrate`.
 
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::bail;
+use anyhow::{anyhow, bail};
 use clap::Args as ClapArgs;
-use cogvx_calibration::table::{Run, Table};
+use cogvx_calibration::table::{MOST_RANGES, MOST_ROWS, Run, Table};
 
+use super::loras::Loras;
 use super::progress::Progress;
 use super::{Answer, open_with, prompts};
 use crate::calibrate::{Keep, fingerprint, observe, save};
-use crate::export::ExportOptions;
+use crate::export::{ExportOptions, Lora};
+use crate::pipeline::{Pipeline, is_bundle};
 
 /// Rows taken at each place in each step.
 const ROWS_A_STEP: usize = 16;
@@ -19,7 +21,8 @@ const ROWS_A_STEP: usize = 16;
 ///
 /// Runs the float model on prompts and writes a table: the least and greatest number of each feature that each linear
 /// layer reads, by ranges of denoising steps, and a sample of what it reads. `cogvx export --quantize SCHEME --calibration TABLE`
-/// uses it. The table is written after each prompt; `--resume` goes on with one.
+/// uses it. The table is written after each prompt; `--resume` goes on with one, and `--merge` puts tables together that were
+/// made with other prompts or seeds.
 #[derive(ClapArgs)]
 pub(super) struct Args {
     /// The checkpoint's folder
@@ -31,7 +34,7 @@ pub(super) struct Args {
     #[arg(long)]
     prompts: Option<PathBuf>,
     /// How many of the prompts are run
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, default_value_t = 8, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
     samples: usize,
     /// Denoising steps
     #[arg(long, default_value_t = 25)]
@@ -52,62 +55,96 @@ pub(super) struct Args {
     #[arg(long)]
     width: Option<usize>,
     /// Ranges that the steps are divided into
-    #[arg(long, default_value_t = 4, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=64))]
+    #[arg(long, default_value_t = 4, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=MOST_RANGES as u64))]
     ranges: usize,
     /// Rows kept of what each layer reads
-    #[arg(long, default_value_t = 256, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=65536))]
+    #[arg(long, default_value_t = 256, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=MOST_ROWS as u64))]
     rows: usize,
     /// Threads of ONNX Runtime [default: one a core]
     #[arg(long, default_value_t = 0, hide_default_value = true, value_parser = super::threads())]
     threads: usize,
+    #[command(flatten)]
+    loras: Loras,
     /// Go on with the table at the output
     #[arg(long)]
     resume: bool,
+    /// Run nothing: write what this table and the others given have seen of the checkpoint
+    #[arg(long = "merge", value_name = "TABLE", conflicts_with_all = ["prompts", "samples", "steps", "ranges"])]
+    merge: Vec<PathBuf>,
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
-    let mut prompts = prompts::read(args.prompts.as_deref(), &[&args.checkpoint])?;
-    prompts.truncate(args.samples.max(1));
-    let checkpoint = fingerprint(&args.checkpoint, &[])?;
-    let mut table = Table { checkpoint: checkpoint.clone(), ranges: args.ranges, ..Table::default() };
+    if is_bundle(&args.checkpoint) {
+        let path = args.checkpoint.display();
+        bail!("`{path}`: expected a checkpoint, found a bundle: calibrate the checkpoint that it was exported from");
+    }
+    let loras = args.loras.parse()?;
+    let checkpoint = fingerprint(&args.checkpoint, &loras)?;
+    let output = args.output.display();
+    let mut table = None;
     if args.output.exists() {
         if !args.resume {
-            bail!("`{}`: expected nothing there, found a file: `--resume` goes on with it", args.output.display());
+            bail!("`{output}`: expected nothing there, found a file: `--resume` goes on with it");
         }
-        table = Table::open(&args.output)?;
-        table.check(&args.output, &checkpoint)?;
-        if table.ranges != args.ranges {
-            bail!("`--ranges`: expected {} as in `{}`, found {}", table.ranges, args.output.display(), args.ranges);
+        let old = open_table(&args.output, &checkpoint)?;
+        if old.ranges != args.ranges && args.merge.is_empty() {
+            bail!("`--ranges`: expected {} as in `{output}`, found {}", old.ranges, args.ranges);
+        }
+        table = Some(old);
+    }
+    for path in &args.merge {
+        let other = open_table(path, &checkpoint)?;
+        match &mut table {
+            Some(table) => table.merge(&other, args.rows).map_err(|e| anyhow!("`{}`: {e}", path.display()))?,
+            None => table = Some(other),
         }
     }
-    let options = ExportOptions { observe: Some(ROWS_A_STEP), ..ExportOptions::default() };
-    let (opened, report) = open_with(&args.checkpoint, args.threads, options)?;
-    let pipeline = &opened.pipeline;
-    table.layers = report.observed;
-    let keep = Keep { ranges: args.ranges, rows: args.rows };
-    let runs: Vec<_> =
-        prompts.iter().zip(args.seed..).map(|(prompt, seed)| run_of(args, pipeline, prompt, seed)).collect();
-    let left: Vec<_> = runs.into_iter().collect::<anyhow::Result<Vec<_>>>()?;
-    let left: Vec<_> = left.into_iter().filter(|run| !table.runs.contains(run)).collect();
-    let progress = Progress::steps("calibrating", left.len() * args.steps);
-    for (i, run) in left.iter().enumerate() {
-        observe(pipeline, &mut table, run, keep, |step, steps| {
-            progress.step(i * args.steps + step, || format!("prompt {}/{}, step {step}/{steps}", i + 1, left.len()));
-        })?;
+    let mut table = table.unwrap_or_else(|| Table { checkpoint, ranges: args.ranges, ..Table::default() });
+    if args.merge.is_empty() {
+        let mut prompts = prompts::read(args.prompts.as_deref(), &[&args.checkpoint])?;
+        prompts.truncate(args.samples.max(1));
+        calibrate(args, &prompts, loras, &mut table)?;
+    } else {
         save(&table, &args.output)?;
     }
-    progress.clear();
-    let (places, layers) = (table.places.len(), table.layers.len());
-    let output = args.output.display();
-    writeln!(
-        std::io::stdout(),
-        "{output}: {} prompts, {layers} layers that read at {places} places",
-        table.runs.len()
-    )?;
+    let (prompts, places, layers) = (table.runs.len(), table.places.len(), table.layers.len());
+    writeln!(std::io::stdout(), "{output}: {prompts} prompts, {layers} layers that read at {places} places")?;
     Ok(Answer::Done)
 }
 
-fn run_of(args: &Args, pipeline: &crate::pipeline::Pipeline, prompt: &str, seed: u64) -> anyhow::Result<Run> {
+/// The table at `path`, found to be of the checkpoint with this fingerprint.
+fn open_table(path: &Path, checkpoint: &str) -> anyhow::Result<Table> {
+    let table = Table::open(path)?;
+    table.check(path, checkpoint)?;
+    Ok(table)
+}
+
+/// Run the prompts that `table` has not seen, and write it after each.
+fn calibrate(args: &Args, prompts: &[String], loras: Vec<Lora>, table: &mut Table) -> anyhow::Result<()> {
+    let options = ExportOptions { observe: Some(ROWS_A_STEP), loras, ..ExportOptions::default() };
+    let (opened, report) = open_with(&args.checkpoint, args.threads, options)?;
+    let pipeline = &opened.pipeline;
+    if pipeline.takes_image() {
+        let path = args.checkpoint.display();
+        bail!("`{path}`: expected a model that makes videos of text alone, found an image-to-video model");
+    }
+    table.layers = report.observed;
+    let keep = Keep { ranges: args.ranges, rows: args.rows };
+    let runs = prompts.iter().zip(args.seed..).map(|(prompt, seed)| run_of(args, pipeline, prompt, seed));
+    let runs = runs.collect::<anyhow::Result<Vec<_>>>()?;
+    let left: Vec<_> = runs.into_iter().filter(|run| !table.runs.contains(run)).collect();
+    let progress = Progress::steps("calibrating", left.len() * args.steps);
+    for (i, run) in left.iter().enumerate() {
+        observe(pipeline, table, run, keep, |step, steps| {
+            progress.step(i * args.steps + step, || format!("prompt {}/{}, step {step}/{steps}", i + 1, left.len()));
+        })?;
+        save(table, &args.output)?;
+    }
+    progress.clear();
+    Ok(())
+}
+
+fn run_of(args: &Args, pipeline: &Pipeline, prompt: &str, seed: u64) -> anyhow::Result<Run> {
     let request = pipeline.request(prompt)?;
     let size = [
         args.frames.unwrap_or(request.frames),

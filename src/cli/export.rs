@@ -1,7 +1,7 @@
 //! `cogvx export`.
 
 use std::io::{Read as _, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::{Args as ClapArgs, ValueEnum};
@@ -12,10 +12,11 @@ use cogvx_graphs::pass::Target as GraphTarget;
 use indicatif::HumanBytes;
 
 use super::Answer;
+use super::loras::Loras;
 use super::progress::Progress;
 use crate::bundle::WeightsMode;
 use crate::calibrate::fingerprint;
-use crate::export::{Component, ExportOptions, LayerChoice, Lora, Report, VideoShape, export};
+use crate::export::{Component, ExportOptions, LayerChoice, Report, VideoShape, export};
 use crate::sensitivity::Ranking;
 
 /// Turn a checkpoint into a bundle of ONNX graphs
@@ -60,11 +61,8 @@ pub(super) struct Args {
     /// Link weights into the checkpoint's files, or copy them
     #[arg(long, default_value = "auto")]
     weights: Weights,
-    /// Merge a LoRA of the transformer into its weights, multiplied by SCALE [default: 1]; several add up
-    ///
-    /// A safetensors file as diffusers writes it. Only the weights it changes are written anew, the others stay linked.
-    #[arg(long = "lora", value_name = "FILE[:SCALE]")]
-    loras: Vec<String>,
+    #[command(flatten)]
+    loras: Loras,
     /// Fix the graphs to one video size in pixels, such as 49x480x720 [default: any size]
     #[arg(long, value_name = "FRAMESxHEIGHTxWIDTH")]
     shapes: Option<String>,
@@ -167,7 +165,7 @@ impl Args {
                 Weights::Link => WeightsMode::Link,
                 Weights::Copy => WeightsMode::Copy,
             },
-            loras: self.loras()?,
+            loras: self.loras.parse()?,
             shapes: self.shapes.as_deref().map(parse_shape).transpose()?,
             components: Component::ALL.into_iter().filter(|c| self.components.iter().any(|p| p.is(*c))).collect(),
             overwrite: self.overwrite,
@@ -222,7 +220,7 @@ impl Args {
             let mut text = String::new();
             opened.file.take(MOST).read_to_string(&mut text).with_context(of)?;
             let ranking = Ranking::from_json(&text).map_err(|e| anyhow::anyhow!("{}: {e}", of()))?;
-            let (name, checkpoint) = (scheme.scheme().name(), fingerprint(&self.checkpoint, &self.loras()?)?);
+            let (name, checkpoint) = (scheme.scheme().name(), fingerprint(&self.checkpoint, &self.loras.parse()?)?);
             if ranking.scheme != name || ranking.checkpoint != checkpoint {
                 let (found, of_checkpoint) = (&ranking.scheme, &ranking.checkpoint);
                 anyhow::bail!(
@@ -234,10 +232,6 @@ impl Args {
         }
         Ok(if kept.is_empty() { LayerChoice::All } else { LayerChoice::AllBut(kept) })
     }
-
-    fn loras(&self) -> anyhow::Result<Vec<Lora>> {
-        self.loras.iter().map(|text| parse_lora(text)).collect()
-    }
 }
 
 fn parse_shape(text: &str) -> anyhow::Result<VideoShape> {
@@ -245,17 +239,6 @@ fn parse_shape(text: &str) -> anyhow::Result<VideoShape> {
     match numbers.as_deref() {
         Some(&[frames, height, width]) => Ok(VideoShape { frames, height, width }),
         _ => anyhow::bail!("`--shapes`: expected FRAMESxHEIGHTxWIDTH such as 49x480x720, found `{text}`"),
-    }
-}
-
-/// `FILE` or `FILE:SCALE`. What follows the last colon may also be part of the file's name.
-fn parse_lora(text: &str) -> anyhow::Result<Lora> {
-    let whole = Lora { file: text.into(), scale: 1.0 };
-    let Some((file, scale)) = text.rsplit_once(':') else { return Ok(whole) };
-    match scale.parse() {
-        Ok(scale) => Ok(Lora { file: file.into(), scale }),
-        Err(_) if whole.file.exists() || !Path::new(file).exists() => Ok(whole),
-        Err(_) => anyhow::bail!("`--lora`: expected a number after `{file}:`, found `{scale}`"),
     }
 }
 

@@ -165,7 +165,8 @@ impl<'a> Quantized<'a> {
         for (i, row) in numbers.chunks_exact_mut(input).enumerate() {
             layer.scale_row(first + i, row);
         }
-        Ok(round(layer.form, self.plan.target, &numbers, input, compensation))
+        let (scales, ..) = &self.parts[&(tensor.name.clone(), WeightPart::Scales)];
+        Ok(round((layer.form, self.plan.target, scales.stored), &numbers, input, compensation))
     }
 }
 

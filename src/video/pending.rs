@@ -4,9 +4,10 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use tempfile::{Builder, NamedTempFile, TempDir};
+use tempfile::{NamedTempFile, TempDir};
 
 use super::VideoError;
+use crate::pending::{builder, parent};
 
 /// A file written beside its target.
 #[derive(Debug)]
@@ -108,22 +109,6 @@ impl PendingFolder {
         }
         Ok(())
     }
-}
-
-/// The folder that holds a path.
-fn parent(path: &Path) -> &Path {
-    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
-/// Temporary names that say what they are; permissions as for any new file.
-fn builder(mode: u32) -> Builder<'static, 'static> {
-    let mut builder = Builder::new();
-    builder.prefix(".cogvx-");
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(mode));
-    #[cfg(not(unix))]
-    let _ = mode;
-    builder
 }
 
 fn failed(path: &Path, source: io::Error) -> VideoError {

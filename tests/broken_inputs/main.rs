@@ -12,6 +12,7 @@ mod references;
 mod runs;
 #[path = "../scene/mod.rs"]
 mod scene;
+mod tables;
 mod weights;
 
 use scene::Scene;

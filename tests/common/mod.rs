@@ -7,10 +7,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use cogvx::bundle::Bundle;
+use cogvx::calibrate::{Keep, fingerprint, observe, save};
 use cogvx::export::{ExportOptions, Report, export};
 use cogvx::pipeline::Pipeline;
+use cogvx::rng::TorchGenerator;
 use cogvx::runtime::{Device, Runtime};
 use cogvx::verify::{Reference, Row, verify};
+use cogvx_calibration::table::{Place, Run, Table};
+use cogvx_graphs::Weights;
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 use tempfile::TempDir;
@@ -138,4 +142,50 @@ pub fn said(output: &Output) -> String {
 pub fn graphs(bundle: &Path) -> Vec<PathBuf> {
     let manifest = Bundle::open(bundle).expect("a sound bundle").manifest().clone();
     manifest.components.values().flat_map(|c| &c.graphs).map(|g| bundle.join(&g.file)).collect()
+}
+
+/// Calibrate `checkpoint` with two short runs; returns the table's path in `folder`.
+pub fn calibrated(checkpoint: &Path, folder: &Path) -> PathBuf {
+    let (observed, mut table) = observed(checkpoint);
+    let pipeline = pipeline(&observed.path().join("bundle"));
+    for (prompt, seed) in [("a red circle moving left", 0), ("a green square moving up", 1)] {
+        let request = pipeline.request(prompt).expect("a model of the family");
+        let size = [request.frames, request.height, request.width];
+        let run = Run { prompt: prompt.into(), seed, steps: 4, guidance: 3.0, size };
+        observe(&pipeline, &mut table, &run, Keep { ranges: 2, rows: 128 }, |_, _| {}).expect("a run");
+    }
+    saved(&table, folder)
+}
+
+/// A table of `checkpoint` with numbers made up, for graphs that are not run; returns its path in `folder`.
+pub fn made_up(checkpoint: &Path, folder: &Path) -> PathBuf {
+    let (_, mut table) = observed(checkpoint);
+    for (component, stem) in [("text_encoder", "model"), ("transformer", "diffusion_pytorch_model")] {
+        let weights = Weights::open(&checkpoint.join(component), stem).expect("sound weights");
+        let places = table.layers.values().filter_map(|place| place.strip_prefix(component)?.strip_prefix('/'));
+        for place in places {
+            let width = weights.get(place).expect("a weight").shape[1];
+            let mut made = Place { width, ..Place::default() };
+            made.see(0, 1, &vec![-2.0; width], &vec![3.0; width]);
+            made.sample(&TorchGenerator::new(1).randn(4 * width), 4);
+            table.places.insert(format!("{component}/{place}"), made);
+        }
+    }
+    table.ranges = 1;
+    saved(&table, folder)
+}
+
+/// An export that shows what layers read, and an empty table for it.
+fn observed(checkpoint: &Path) -> (TempDir, Table) {
+    let folder = fresh_folder();
+    let (_, report) =
+        bundle_of(checkpoint, folder.path(), &ExportOptions { observe: Some(16), ..ExportOptions::default() });
+    let checkpoint = fingerprint(checkpoint, &[]).expect("a checkpoint");
+    (folder, Table { checkpoint, ranges: 2, layers: report.observed, ..Table::default() })
+}
+
+fn saved(table: &Table, folder: &Path) -> PathBuf {
+    let path = folder.join("table.safetensors");
+    save(table, &path).expect("a writable folder");
+    path
 }

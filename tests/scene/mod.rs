@@ -31,8 +31,13 @@ pub type Tensors = BTreeMap<String, (String, Vec<usize>, Vec<u8>)>;
 
 impl Scene {
     /// Placeholders in commands and messages, and the names they stand for.
-    const PLACES: [(&str, &str); 4] =
-        [("CKPT", "ckpt"), ("BUNDLE", "bundle"), ("REFERENCE", "reference.safetensors"), ("OUT", "out")];
+    const PLACES: [(&str, &str); 5] = [
+        ("CKPT", "ckpt"),
+        ("BUNDLE", "bundle"),
+        ("REFERENCE", "reference.safetensors"),
+        ("TABLE", "table.safetensors"),
+        ("OUT", "out"),
+    ];
 
     pub fn new(fixture: &str) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");

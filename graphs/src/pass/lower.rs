@@ -368,7 +368,9 @@ fn emit<'g>(
     outputs: Vec<Type>,
     out: &'g Graph,
 ) -> Vec<Value<'g>> {
-    let inputs: Vec<_> = inputs.iter().map(|v| v.map(Value::id)).collect();
+    // TensorRT takes an absent input at the end for a mistake.
+    let present = inputs.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
+    let inputs: Vec<_> = inputs[..present].iter().map(|v| v.map(Value::id)).collect();
     out.add(Op::Onnx(OnnxOp { domain, name, since, attributes, outputs }), &inputs)
 }
 

@@ -1,0 +1,95 @@
+//! Printed graphs of a transformer block in each scheme on each target that has kernels for it.
+
+#[path = "../../graphs/tests/common/mod.rs"]
+mod common;
+
+use std::convert::Infallible;
+use std::fmt::Write as _;
+
+use cogvx_calibration::histogram::Clip;
+use cogvx_calibration::plan::{Plan, Scheme};
+use cogvx_calibration::quantize::Quantize;
+use cogvx_calibration::scales::settled;
+use cogvx_calibration::smooth::smooth;
+use cogvx_calibration::table::{Place, Table};
+use cogvx_graphs::pass::{self, Lower, Precision, Target};
+use cogvx_graphs::{DType, Graph};
+use insta::assert_snapshot;
+
+use common::{built, transformer};
+
+/// `graph` after quantization, precision and lowering.
+fn lowered(graph: &Graph, plan: &Plan, compute: DType) -> Graph {
+    let quantized = pass::run(&mut Quantize::new(plan), graph);
+    let precise = quantized.and_then(|graph| pass::run(&mut Precision::new(compute, Some(compute)), &graph));
+    let lowered = precise.and_then(|graph| pass::run(&mut Lower::new(plan.target), &graph));
+    lowered.unwrap_or_else(|problems| panic!("{problems:?}"))
+}
+
+/// The lines of the block.
+fn block(graph: &Graph) -> String {
+    let (mut inside, mut text) = (false, String::new());
+    for line in graph.to_string().lines() {
+        if !line.starts_with(' ') {
+            inside = line.ends_with(':') && line.starts_with("transformer_blocks.0");
+        }
+        if inside {
+            let _ = writeln!(text, "{line}");
+        }
+    }
+    assert!(!text.is_empty(), "no block");
+    text
+}
+
+/// Features from -2 to 3, of which some are large.
+fn place(width: usize) -> Place {
+    let numbers = |most: f32| -> Vec<f32> { (0..width).map(|i| if i % 8 == 3 { 4.0 * most } else { most }).collect() };
+    let mut place = Place { width, ..Place::default() };
+    place.see(0, 1, &numbers(-2.0), &numbers(3.0));
+    place.sample(&[numbers(-2.0), numbers(3.0)].concat(), 2);
+    place
+}
+
+#[test]
+fn every_scheme_on_every_target_that_has_kernels_for_it() {
+    let graph = built(transformer);
+    for (name, target, compute) in [
+        ("cpu", Target::Cpu, DType::F32),
+        ("cuda", Target::Cuda, DType::F16),
+        ("tensorrt", Target::TensorRt, DType::F16),
+    ] {
+        for scheme in Scheme::ALL.into_iter().filter(|scheme| scheme.runs_on(target)) {
+            let mut plan = Plan::new(&graph, scheme, target);
+            for layer in plan.layers.values_mut() {
+                layer.form = settled(layer.form, target, &place(layer.features[1]), &[], Clip::MinMax);
+            }
+            assert_snapshot!(format!("{}_on_{name}", scheme.name()), block(&lowered(&graph, &plan, compute)));
+        }
+    }
+}
+
+#[test]
+fn factors_are_folded_into_norms_and_rows_before() {
+    let graph = built(transformer);
+    let mut plan = Plan::new(&graph, Scheme::Int8, Target::Cpu);
+    let mut table = Table { ranges: 1, ..Table::default() };
+    for (name, layer) in &plan.layers {
+        table.places.insert(format!("transformer/{name}"), place(layer.features[1]));
+        table.layers.insert(format!("transformer/{name}"), format!("transformer/{name}"));
+    }
+    plan.place(&table, "table".as_ref(), "transformer").expect("each layer has its place");
+    let features = plan.layers.iter().map(|(name, layer)| (name.clone(), layer.features)).collect::<Vec<_>>();
+    let read = |name: &str| -> Result<Vec<f32>, Infallible> {
+        let (_, [out, input]) = features.iter().find(|(layer, _)| layer == name).expect("a layer");
+        // Uneven numbers of both signs.
+        Ok([1.0, -0.6, 0.3, -0.9, 0.1].into_iter().cycle().take(out * input).collect())
+    };
+    let Ok(()) = smooth(&mut plan, &graph, (&table, Clip::MinMax), &read);
+    // What is multiplied where; the factors themselves are the search's.
+    let folded = plan.layers.iter().map(|(name, layer)| {
+        let of = |factors: &[f32]| if factors.is_empty() { "none".to_string() } else { factors.len().to_string() };
+        format!("{name}: {} columns, {} rows\n", of(&layer.columns), of(&layer.rows))
+    });
+    let folded: String = folded.collect();
+    assert_snapshot!("factors_folded", folded + &block(&lowered(&graph, &plan, DType::F32)));
+}

@@ -1,0 +1,136 @@
+//! What quantization costs: the transformer in few bits against the float one, both run by ONNX Runtime on the CPU. The
+//! graphs for TensorRT run there too, in `f32`.
+
+mod common;
+mod scene;
+
+use std::path::Path;
+
+use cogvx::export::{Component, ExportOptions};
+use cogvx::rng::TorchGenerator;
+use cogvx_calibration::metrics::difference;
+use cogvx_calibration::plan::Scheme;
+use cogvx_graphs::DType;
+use cogvx_graphs::pass::Target;
+use ndarray::ArrayD;
+
+use common::{bundle_of, calibrated, fixture, fresh_folder, pipeline};
+use scene::Scene;
+
+/// What the transformer of `checkpoint` predicts from noise and a prompt that no table has seen.
+fn predicted(checkpoint: &Path, options: &ExportOptions) -> Vec<f32> {
+    let folder = fresh_folder();
+    let components = vec![Component::TextEncoder, Component::Transformer];
+    let float = ExportOptions { components: components.clone(), ..ExportOptions::default() };
+    let options = ExportOptions { components: vec![Component::Transformer], ..options.clone() };
+    let (float, _) = bundle_of(checkpoint, &folder.path().join("float"), &float);
+    let (bundle, _) = bundle_of(checkpoint, folder.path(), &options);
+    let float = pipeline(&float);
+    let ids = float.tokenize(&["a blue triangle moving right", ""]).expect("a short text");
+    let text = float.encode(&ids).expect("a text encoder");
+    let config = &float.bundle().manifest().config["transformer"];
+    let size = |field: &str| usize::try_from(config[field].as_u64().expect("a number")).expect("small");
+    let shape = [2, 4, size("out_channels"), size("sample_height"), size("sample_width")];
+    let noise = TorchGenerator::new(7).randn(shape.iter().product());
+    let latents = ArrayD::from_shape_vec(shape.to_vec(), noise).expect("as many numbers");
+    let prediction = pipeline(&bundle).transformer().expect("a transformer").predict(&latents, &text, 400);
+    prediction.expect("a prediction").into_raw_vec_and_offset().0
+}
+
+/// Relative error of a scheme.
+fn error(checkpoint: &Path, float: &[f32], target: Target, scheme: Scheme, table: Option<&Path>) -> f64 {
+    let options = ExportOptions {
+        target,
+        precision: (target == Target::TensorRt).then_some(DType::F32),
+        quantize: Some(scheme),
+        calibration: table.map(Into::into),
+        ..ExportOptions::default()
+    };
+    difference(&predicted(checkpoint, &options), float).relative_l2
+}
+
+/// Target, scheme, the least and most it may lose.
+const CASES: [(Target, Scheme, f64, f64); 8] = [
+    (Target::Cpu, Scheme::Int8, 1e-3, 0.01),
+    (Target::Cpu, Scheme::Int8Static, 2e-3, 0.02),
+    (Target::Cpu, Scheme::Int8Weight, 1e-3, 0.01),
+    (Target::Cpu, Scheme::Int4Weight, 0.01, 0.08),
+    (Target::TensorRt, Scheme::Int8Static, 2e-3, 0.02),
+    (Target::TensorRt, Scheme::Int8Weight, 1e-3, 0.01),
+    (Target::TensorRt, Scheme::Int4Weight, 0.01, 0.08),
+    (Target::TensorRt, Scheme::Fp8, 5e-3, 0.03),
+];
+
+#[test]
+fn every_scheme_loses_as_little_as_its_bits_allow_and_less_with_a_table() {
+    let folder = fresh_folder();
+    let mut wrong = vec![];
+    for name in ["2b-fp32", "5b"] {
+        let checkpoint = fixture(name);
+        let table = calibrated(&checkpoint, folder.path());
+        let float = predicted(&checkpoint, &ExportOptions::default());
+        for (target, scheme, least, most) in CASES {
+            let error = |table| error(&checkpoint, &float, target, scheme, table);
+            let with = error(Some(table.as_path()));
+            let without = (!scheme.needs_table()).then(|| error(None));
+            let line = format!("{name} {target:?} {}: {with:.4} with a table, {without:.4?} without", scheme.name());
+            println!("{line}");
+            if !(least..most).contains(&with) || without.is_some_and(|without| without <= with || without > most) {
+                wrong.push(line);
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+/// Channels that are this much larger than the others.
+const OUTLIER: f32 = 30.0;
+
+/// Make some channels of what the norms of the blocks of `scene`'s transformer give larger, and what reads them smaller: the
+/// model computes the same.
+fn plant_outliers(scene: &Scene, width: usize) {
+    let planted = [3, 17, 26];
+    scene.tensors("CKPT/transformer/diffusion_pytorch_model.safetensors", |tensors| {
+        for (name, (dtype, shape, bytes)) in
+            tensors.iter_mut().filter(|(name, _)| name.starts_with("transformer_blocks"))
+        {
+            assert_eq!(dtype, "F32");
+            let input = *shape.last().expect("a vector or a matrix");
+            // Scale and shift of the norms; shifts, rows 0 and 3 of the six that the time makes; then what reads the norms.
+            let norm = [".norm1.norm.", ".norm2.norm."].iter().any(|part| name.contains(part));
+            let shifts = name.contains(".norm1.linear.") || name.contains(".norm2.linear.");
+            let reads = [".to_q.weight", ".to_k.weight", ".to_v.weight", ".ff.net.0.proj.weight"];
+            let reads = reads.iter().any(|end| name.ends_with(end));
+            for (i, four) in bytes.as_chunks_mut().0.iter_mut().enumerate() {
+                let (row, column) = if shape.len() == 1 { (i, 0) } else { (i / input, i % input) };
+                let larger = norm && planted.contains(&row)
+                    || shifts && [0, 3].contains(&(row / width)) && planted.contains(&(row % width));
+                let smaller = reads && planted.contains(&column);
+                let factor = if larger {
+                    OUTLIER
+                } else if smaller {
+                    1.0 / OUTLIER
+                } else {
+                    1.0
+                };
+                *four = (f32::from_le_bytes(*four) * factor).to_le_bytes();
+            }
+        }
+    });
+}
+
+#[test]
+fn channels_that_stick_out_are_smoothed() {
+    let scene = Scene::new("2b-fp32");
+    let checkpoint = scene.path("CKPT");
+    let before = predicted(&checkpoint, &ExportOptions::default());
+    plant_outliers(&scene, 32);
+    let float = predicted(&checkpoint, &ExportOptions::default());
+    assert!(difference(&float, &before).relative_l2 < 1e-5, "{:?}", difference(&float, &before));
+    let table = calibrated(&checkpoint, scene.root());
+    let error = |table| error(&checkpoint, &float, Target::Cpu, Scheme::Int8, table);
+    let (with, without) = (error(Some(table.as_path())), error(None));
+    let decibels = 20.0 * (without / with).log10();
+    println!("int8: {with:.4} with smoothing, {without:.4} without: {decibels:.1} dB");
+    assert!(decibels >= 6.0, "{with} {without}: {decibels} dB");
+}
