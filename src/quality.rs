@@ -93,6 +93,15 @@ pub trait Watch {
     }
 }
 
+/// A video to compare.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Case {
+    /// What it is of.
+    pub prompt: String,
+    /// The noise it is made of.
+    pub seed: u64,
+}
+
 /// How close one video is to its reference.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct VideoQuality {
@@ -152,8 +161,8 @@ pub struct Quality {
     pub videos: Vec<VideoQuality>,
 }
 
-/// Make the videos of `requests` with both bundles and compare them. Prompts that all name a colour, a shape and a direction of
-/// the shapes model are scored for these too.
+/// Make the videos of `cases` with both bundles, all else as in `request`, and compare them. Prompts that all name a colour, a
+/// shape and a direction of the shapes model are scored for these too.
 ///
 /// # Errors
 /// Bundles that cannot make the same video, a request they cannot fulfil, a failure of the runtime or the temporary files, or an
@@ -161,17 +170,19 @@ pub struct Quality {
 pub fn compare(
     judged: &Pipeline,
     reference: &Pipeline,
-    requests: &[Request],
+    request: &Request,
+    cases: &[Case],
     watch: &mut dyn Watch,
 ) -> Result<Quality, QualityError> {
-    for request in requests {
-        check(judged, reference, request)?;
-    }
+    check(judged, reference, request)?;
     let sizes = [bytes_needed(reference.bundle())?, bytes_needed(judged.bundle())?];
-    let scored = !requests.is_empty() && requests.iter().all(|request| Wanted::of(&request.prompt).is_some());
+    let scored = cases.iter().all(|case| Wanted::of(&case.prompt).is_some());
+    let mut request = request.clone();
     let mut costs = [CostMeter::default(), CostMeter::default()];
-    let mut videos = Vec::with_capacity(requests.len());
-    for (video, request) in requests.iter().enumerate() {
+    let mut videos = Vec::with_capacity(cases.len());
+    for (video, case) in cases.iter().enumerate() {
+        request.prompt.clone_from(&case.prompt);
+        request.seed = case.seed;
         let mut recording = Recording::new().map_err(QualityError::Temporary)?;
         let mut record = |event: Event<'_>, watch: &mut dyn Watch| match event {
             Event::Step(step, latents) => {
@@ -180,7 +191,7 @@ pub fn compare(
             }
             Event::Frame(_, frame) => recording.frame(frame),
         };
-        let theirs = run(reference, request, scored, &mut costs[0], watch, &mut record)?;
+        let theirs = run(reference, &request, scored, &mut costs[0], watch, &mut record)?;
         let mut comparison = Comparison::of(&mut recording, [request.height, request.width]);
         let mut compare = |event: Event<'_>, watch: &mut dyn Watch| match event {
             Event::Step(step, latents) => {
@@ -189,8 +200,8 @@ pub fn compare(
             }
             Event::Frame(frames, frame) => comparison.frame(frame, frames, watch),
         };
-        let ours = run(judged, request, scored, &mut costs[1], watch, &mut compare)?;
-        let quality = comparison.finish(request, ours, theirs);
+        let ours = run(judged, &request, scored, &mut costs[1], watch, &mut compare)?;
+        let quality = comparison.finish(case, ours, theirs);
         watch.video(&quality).map_err(QualityError::Watch)?;
         videos.push(quality);
     }

@@ -12,7 +12,7 @@ use super::{Answer, open, prompts};
 use crate::picture;
 use crate::pipeline::{Pipeline, Request, Start};
 use crate::quality::{
-    About, FramePair, Limits, Page, Quality, QualityError, Side, Table, VideoQuality, Watch, compare,
+    About, Case, FramePair, Limits, Page, Quality, QualityError, Side, Table, VideoQuality, Watch, compare,
 };
 
 /// Longest prompt in a table on the terminal.
@@ -87,13 +87,14 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     let reference = open(&args.against, args.threads)?;
     let (judged, reference) = (&judged.pipeline, &reference.pipeline);
     let size = size(args, judged, reference)?;
-    let cases: Vec<_> = prompts.iter().cycle().zip(args.seed..).take(args.samples).collect();
-    let request = |(prompt, seed): &(&String, u64)| request(args, reference, prompt, *seed, size);
-    let requests = cases.iter().map(request).collect::<anyhow::Result<Vec<_>>>()?;
+    let request = request(args, reference, size)?;
+    let seeds = (0..).map(|i| args.seed.wrapping_add(i));
+    let case = |(prompt, seed): (&String, u64)| Case { prompt: prompt.clone(), seed };
+    let cases: Vec<_> = prompts.iter().cycle().zip(seeds).take(args.samples).map(case).collect();
     let [frames, height, width] = size;
-    let progress = Progress::steps("comparing", 2 * args.steps * requests.len());
-    let mut watcher = Watcher { progress, page, steps: args.steps, videos: requests.len(), compared: 0 };
-    let quality = compare(judged, reference, &requests, &mut watcher).map_err(|error| match error {
+    let progress = Progress::steps("comparing", args.steps.saturating_mul(2 * cases.len()));
+    let mut watcher = Watcher { progress, page, steps: args.steps, videos: cases.len(), compared: 0 };
+    let quality = compare(judged, reference, &request, &cases, &mut watcher).map_err(|error| match error {
         QualityError::Different { .. } => anyhow!("`{}`: {error}", args.bundle.display()),
         error => error.into(),
     })?;
@@ -102,7 +103,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     let problems = quality.problems(&limits);
     let settings = format!(
         "{} videos of {frames}x{height}x{width}, {} steps, guidance {}, seeds from {}",
-        requests.len(),
+        cases.len(),
         args.steps,
         args.guidance,
         args.seed
@@ -149,14 +150,15 @@ fn size(args: &Args, judged: &Pipeline, reference: &Pipeline) -> anyhow::Result<
     Ok(expected)
 }
 
-fn request(args: &Args, pipeline: &Pipeline, prompt: &str, seed: u64, size: [usize; 3]) -> anyhow::Result<Request> {
+/// What all videos have in common.
+fn request(args: &Args, pipeline: &Pipeline, size: [usize; 3]) -> anyhow::Result<Request> {
     let [frames, height, width] = size;
     let start = match &args.image {
         Some(image) => Start::Image(picture::image(image, [height, width])?),
         None => Start::Noise,
     };
     let (steps, guidance) = (args.steps, args.guidance);
-    Ok(Request { seed, steps, guidance, frames, height, width, start, ..pipeline.request(prompt)? })
+    Ok(Request { steps, guidance, frames, height, width, start, ..pipeline.request("")? })
 }
 
 fn print(quality: &Quality, settings: &str, problems: &[String]) -> io::Result<()> {

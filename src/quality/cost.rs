@@ -29,7 +29,7 @@ pub struct StageCost {
     pub stage: Stage,
     /// Median seconds, loading included.
     pub seconds: f64,
-    /// The most memory it held in any run; absent where the system does not tell.
+    /// The most memory this process held in it, in any run; absent where the system does not tell.
     pub memory: Option<Memory>,
 }
 

@@ -7,8 +7,7 @@ use cogvx_calibration::metrics::{difference, psnr, ssim};
 
 use super::look::Sight;
 use super::summary::mean;
-use super::{Flicker, FramePair, VideoQuality, Watch};
-use crate::pipeline::Request;
+use super::{Case, Flicker, FramePair, VideoQuality, Watch};
 
 /// Latents and frames of a run. The files have no name: they go with the process.
 pub(super) struct Recording {
@@ -112,7 +111,7 @@ impl<'a> Comparison<'a> {
         Ok(())
     }
 
-    pub fn finish(self, request: &Request, ours: Sight, theirs: Sight) -> VideoQuality {
+    pub fn finish(self, case: &Case, ours: Sight, theirs: Sight) -> VideoQuality {
         let Self { latent_error, frame_psnr, frame_ssim, .. } = self;
         let broke_off = |sight: &Sight| sight.faults.iter().any(|fault| matches!(fault, super::Fault::NotFinite(_)));
         let is_whole = !frame_psnr.is_empty() && !broke_off(&ours) && !broke_off(&theirs);
@@ -120,8 +119,8 @@ impl<'a> Comparison<'a> {
         let squares = frame_psnr.iter().map(|psnr| 10_f64.powf(psnr / -10.0));
         let flicker = ours.flicker.zip(theirs.flicker).filter(|_| is_whole);
         VideoQuality {
-            prompt: request.prompt.clone(),
-            seed: request.seed,
+            prompt: case.prompt.clone(),
+            seed: case.seed,
             psnr: is_whole.then(|| -10.0 * mean(squares).log10()),
             ssim: frame_ssim
                 .iter()
