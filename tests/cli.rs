@@ -89,6 +89,7 @@ fn help_says_what_can_be_done() {
         ("help_verify", &["verify", "--help"]),
         ("help_run", &["run", "--help"]),
         ("help_synth", &["synth", "--help"]),
+        ("help_calibrate", &["calibrate", "--help"]),
         ("help_runtime", &["runtime", "--help"]),
     ] {
         assert_snapshot!(name, printed(cogvx().args(arguments)));
