@@ -18,7 +18,6 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 
-use anyhow::Context as _;
 use clap::builder::RangedU64ValueParser;
 use clap::{Parser, Subcommand};
 
@@ -157,14 +156,14 @@ fn export_aside(checkpoint: &Path, options: ExportOptions) -> anyhow::Result<(te
 
 /// Write a small file, beside its place first.
 fn write_beside(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    let of = || format!("cannot write `{}`", path.display());
+    let failed = |e: std::io::Error| anyhow::anyhow!("cannot write `{}`: {e}", path.display());
     let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut builder = tempfile::Builder::new();
     builder.prefix(".cogvx-");
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut file = builder.tempfile_in(parent).map_err(|e| std::io::Error::from(e.kind())).with_context(of)?;
-    file.write_all(bytes).with_context(of)?;
-    file.persist(path).map_err(|e| e.error).with_context(of)?;
+    let mut file = builder.tempfile_in(parent).map_err(|e| failed(e.kind().into()))?;
+    file.write_all(bytes).map_err(failed)?;
+    file.persist(path).map_err(|e| failed(e.error))?;
     Ok(())
 }

@@ -3,7 +3,7 @@
 use std::io::Read as _;
 use std::path::Path;
 
-use anyhow::{Context as _, bail};
+use anyhow::{anyhow, bail};
 
 use crate::calibrate::PROMPTS;
 
@@ -29,6 +29,6 @@ fn text(path: &Path) -> anyhow::Result<String> {
         bail!("`{}`: expected at most {MOST} bytes of prompts, found {}", path.display(), opened.bytes);
     }
     let mut text = String::new();
-    opened.file.read_to_string(&mut text).with_context(|| format!("`{}`", path.display()))?;
+    opened.file.read_to_string(&mut text).map_err(|e| anyhow!("`{}`: {e}", path.display()))?;
     Ok(text)
 }
