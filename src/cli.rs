@@ -1,5 +1,6 @@
 //! The command line: `cogvx <command>`, and `cogvx-export` for `cogvx export`.
 
+mod bench;
 mod calibrate;
 mod export;
 mod interrupt;
@@ -34,6 +35,7 @@ enum Command {
     Export(export::Args),
     Verify(verify::Args),
     Run(run::Args),
+    Bench(bench::Args),
     Calibrate(calibrate::Args),
     Runtime(runtime::Args),
     Synth(synth::Args),
@@ -63,6 +65,7 @@ pub fn main() -> ExitCode {
         Command::Export(args) => export::run(args),
         Command::Verify(args) => verify::run(args),
         Command::Run(args) => run::run(args),
+        Command::Bench(args) => bench::run(args),
         Command::Calibrate(args) => calibrate::run(args),
         Command::Runtime(args) => runtime::run(args),
         Command::Synth(args) => synth::run(args),

@@ -90,6 +90,7 @@ fn help_says_what_can_be_done() {
         ("help_run", &["run", "--help"]),
         ("help_synth", &["synth", "--help"]),
         ("help_runtime", &["runtime", "--help"]),
+        ("help_bench", &["bench", "--help"]),
     ] {
         assert_snapshot!(name, printed(cogvx().args(arguments)));
     }
