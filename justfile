@@ -37,3 +37,8 @@ fuzz target="safetensors config spiece onnx manifest table":
 bench-run folder="target/bench" *options:
     cargo build --release
     scripts/bench-run {{folder}} {{options}}
+
+# One forward in each quantization scheme beside its peers, or with `--convert` what quantizing takes; takes 8 GB of disk
+bench-quantize folder="target/bench-quantize" *options:
+    cargo build --release
+    scripts/bench-quantize {{folder}} {{options}}

@@ -80,6 +80,17 @@ impl Bundle {
         Ok(model)
     }
 
+    /// Puts a verdict into the manifest; it is replaced at once.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn store_verdict(&mut self, verdict: serde_json::Value) -> Result<(), BundleError> {
+        let manifest = Manifest { verdict: Some(verdict), ..self.manifest.clone() };
+        manifest.write(&self.dir)?;
+        self.manifest = manifest;
+        Ok(())
+    }
+
     /// Checks the files again: presence and size; with `full`, every recorded hash too.
     ///
     /// Large linked or copied weights have a hash of their safetensors header only.

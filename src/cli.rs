@@ -1,5 +1,6 @@
 //! The command line: `cogvx <command>`, and `cogvx-export` for `cogvx export`.
 
+mod bench;
 mod calibrate;
 mod export;
 mod interrupt;
@@ -40,6 +41,7 @@ enum Command {
     Verify(verify::Args),
     Run(run::Args),
     Quality(quality::Args),
+    Bench(bench::Args),
     Calibrate(calibrate::Args),
     Sensitivity(sensitivity::Args),
     Runtime(runtime::Args),
@@ -71,6 +73,7 @@ pub fn main() -> ExitCode {
         Command::Verify(args) => verify::run(args),
         Command::Run(args) => run::run(args),
         Command::Quality(args) => quality::run(args),
+        Command::Bench(args) => bench::run(args),
         Command::Calibrate(args) => calibrate::run(args),
         Command::Sensitivity(args) => sensitivity::run(args),
         Command::Runtime(args) => runtime::run(args),

@@ -496,6 +496,7 @@ fn manifest(
         loras: options.loras.iter().map(Lora::in_manifest).collect(),
         components,
         config: config.collect::<Result<_, ExportError>>()?,
+        verdict: None,
         files: vec![],
     })
 }

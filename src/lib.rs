@@ -1,5 +1,6 @@
 //! CogVideoX checkpoints to ONNX engines, and prompts to videos, without Python or PyTorch.
 
+pub mod bench;
 pub mod bundle;
 pub mod calibrate;
 pub mod cli;

@@ -145,6 +145,16 @@ impl Pipeline {
     }
 
     fn load(&self, component: &'static str, graph: &str) -> Result<Session, PipelineError> {
+        self.load_with(component, graph, false)
+    }
+
+    /// Load a graph; with `profile` each node is timed in each run.
+    pub(crate) fn load_with(
+        &self,
+        component: &'static str,
+        graph: &str,
+        profile: bool,
+    ) -> Result<Session, PipelineError> {
         if !self.bundle.manifest().components.contains_key(component) {
             return Err(PipelineError::NoComponent { bundle: self.bundle.dir().into(), component });
         }
@@ -152,7 +162,8 @@ impl Pipeline {
         self.bundle.graph(component, &file)?;
         let quantized = self.bundle.manifest().quantization.is_some() && !component.starts_with("vae");
         let layout = if quantized { Layout::Packed } else { Layout::Mapped };
-        Ok(self.runtime.load(&self.bundle.path(&file), layout)?)
+        let path = self.bundle.path(&file);
+        Ok(if profile { self.runtime.load_profiled(&path, layout)? } else { self.runtime.load(&path, layout)? })
     }
 
     /// Token ids of texts, `[texts, max_text_seq_length]`.

@@ -1,6 +1,7 @@
 //! ONNX Runtime: the library, sessions, runs. Nothing else in cogvx knows `ort`.
 
 mod library;
+mod profile;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -13,8 +14,10 @@ use ort::logging::LogLevel;
 use ort::session::builder::GraphOptimizationLevel;
 use ort::session::{NoSelectedOutputs, RunOptions, SessionInputValue};
 use ort::value::{DynValue, TensorRef};
+use tempfile::TempDir;
 
 pub use library::{Library, LibraryError, Origin, VERSION};
+pub use profile::NodeRun;
 
 /// Optimizers that would hold a second, `float32` copy of 16-bit weights.
 const COPYING_OPTIMIZERS: &str = "ConstantFolding;FuseFp16InitializerToFp32NodeTransformer";
@@ -32,6 +35,8 @@ pub enum RuntimeError {
     Load { path: PathBuf, message: String },
     #[error("cannot run `{}`: {message}", path.display())]
     Run { path: PathBuf, message: String },
+    #[error("cannot profile `{}`: {message}", path.display())]
+    Profile { path: PathBuf, message: String },
     #[error("`{}`: expected an output `{name}`, found none", path.display())]
     NoOutput { path: PathBuf, name: String },
     /// Stopped by [`Interrupt::stop`].
@@ -122,12 +127,27 @@ impl Runtime {
     /// # Errors
     /// A graph ONNX Runtime refuses.
     pub fn load(&self, path: &Path, layout: Layout) -> Result<Session, RuntimeError> {
-        let inner =
-            self.session(path, layout).map_err(|e| RuntimeError::Load { path: path.into(), message: line(&e) })?;
-        Ok(Session { inner, path: path.into(), interrupt: self.interrupt.clone() })
+        self.load_with(path, layout, None)
     }
 
-    fn session(&self, path: &Path, layout: Layout) -> ort::Result<ort::session::Session> {
+    /// The same; each node is timed in each run, for [`Session::profile`].
+    ///
+    /// # Errors
+    /// A graph ONNX Runtime refuses, or no place for temporary files.
+    pub fn load_profiled(&self, path: &Path, layout: Layout) -> Result<Session, RuntimeError> {
+        let failed = |e: std::io::Error| RuntimeError::Profile { path: path.into(), message: e.to_string() };
+        let folder = tempfile::Builder::new().prefix("cogvx-profile-").tempdir().map_err(failed)?;
+        self.load_with(path, layout, Some(folder))
+    }
+
+    fn load_with(&self, path: &Path, layout: Layout, profile: Option<TempDir>) -> Result<Session, RuntimeError> {
+        let inner = self
+            .session(path, layout, profile.as_ref().map(TempDir::path))
+            .map_err(|e| RuntimeError::Load { path: path.into(), message: line(&e) })?;
+        Ok(Session { inner, path: path.into(), interrupt: self.interrupt.clone(), profile })
+    }
+
+    fn session(&self, path: &Path, layout: Layout, profile: Option<&Path>) -> ort::Result<ort::session::Session> {
         let providers = match self.device {
             Device::Cpu => vec![],
             Device::Cuda => vec![CUDA::default().build().error_on_failure()],
@@ -144,6 +164,9 @@ impl Runtime {
             .with_execution_providers(providers.into_iter().chain([cpu]).collect::<Vec<_>>())?;
         if self.threads > 0 {
             builder = builder.with_intra_threads(self.threads)?;
+        }
+        if let Some(folder) = profile {
+            builder = builder.with_profiling(folder.join("profile"))?;
         }
         builder.commit_from_file(path)
     }
@@ -188,9 +211,25 @@ pub struct Session {
     inner: ort::session::Session,
     path: PathBuf,
     interrupt: Interrupt,
+    /// Where the profile is written, if there is to be one.
+    profile: Option<TempDir>,
 }
 
 impl Session {
+    /// What each node took in each run so far; nothing unless it was loaded by [`Runtime::load_profiled`].
+    ///
+    /// # Errors
+    /// The profile cannot be written or read.
+    pub fn profile(mut self) -> Result<Vec<NodeRun>, RuntimeError> {
+        if self.profile.is_none() {
+            return Ok(vec![]);
+        }
+        let failed = |message| RuntimeError::Profile { path: self.path.clone(), message };
+        let file = self.inner.end_profiling().map_err(|e| failed(line(&e)))?;
+        let json = std::fs::read_to_string(file).map_err(|e| failed(e.to_string()))?;
+        profile::parse(&json).map_err(|e| failed(e.to_string()))
+    }
+
     /// Run the graph.
     ///
     /// # Errors

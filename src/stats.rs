@@ -8,6 +8,19 @@ use serde::Serialize;
 
 pub use memory::{Memory, Meter};
 
+/// Seconds of processor time this process has taken, all threads together; none where the system does not tell.
+#[must_use]
+pub fn cpu_seconds() -> Option<f64> {
+    #[cfg(target_os = "linux")]
+    {
+        let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+        #[allow(clippy::cast_precision_loss)] // Far fewer than 2^52 seconds.
+        Some(time.tv_sec as f64 + time.tv_nsec as f64 / 1e9)
+    }
+    #[cfg(not(target_os = "linux"))]
+    None
+}
+
 use crate::pipeline::Stage;
 
 /// What one stage of a run took.

@@ -92,6 +92,7 @@ fn help_says_what_can_be_done() {
         ("help_synth", &["synth", "--help"]),
         ("help_calibrate", &["calibrate", "--help"]),
         ("help_runtime", &["runtime", "--help"]),
+        ("help_bench", &["bench", "--help"]),
     ] {
         assert_snapshot!(name, printed(cogvx().args(arguments)));
     }

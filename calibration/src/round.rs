@@ -64,21 +64,25 @@ impl Levels {
 
     /// Scale and zero point for these numbers.
     fn scale(self, numbers: &[f32]) -> (f32, f32) {
+        let [below, above] = magnitudes(numbers);
         match self {
-            Self::Signed { bits } => (step(largest(numbers), signed_most(bits)), 0.0),
+            Self::Signed { bits } => (step(below.max(above), signed_most(bits)), 0.0),
             Self::Middle { bits } => {
                 // The number of largest magnitude becomes the value of which there is one more, 0: its sign is the scale's.
                 let middle = f32::from(1_u8 << (bits - 1));
-                let extreme = numbers.iter().fold(0.0_f32, |e, &x| if x.abs() > e.abs() { x } else { e });
-                (-extreme.signum() * step(extreme.abs(), middle), middle)
+                let largest = below.max(above);
+                let is_first_below =
+                    || numbers.iter().find(|x| x.abs().total_cmp(&largest).is_eq()).is_some_and(|x| *x < 0.0);
+                let is_below = below > above || below.total_cmp(&above).is_eq() && is_first_below();
+                let sign = if is_below { 1.0 } else { -1.0 };
+                (sign * step(largest, middle), middle)
             }
             Self::Shifted { bits } => {
                 let most = unsigned_most(bits);
-                let (least, greatest) = numbers.iter().fold((0.0_f32, 0.0_f32), |(a, b), &x| (a.min(x), b.max(x)));
-                let step = step(greatest - least, most);
-                (step, (-least / step).round().clamp(0.0, most))
+                let step = step(above + below, most);
+                (step, (below / step).round().clamp(0.0, most))
             }
-            Self::Float8 => (step(largest(numbers), float8::MOST), 0.0),
+            Self::Float8 => (step(below.max(above), float8::MOST), 0.0),
         }
     }
 
@@ -100,6 +104,35 @@ impl Levels {
             }
         }
     }
+}
+
+/// Added to a number below 2^22, it leaves the number rounded to even in the lowest bits.
+const ROUNDER: f32 = 12_582_912.0;
+
+/// Bytes of the values nearest to `numbers` divided by a scale and shifted by `zero`, without branches, so that the compiler
+/// does several at once: the same as [`Levels::value`] one by one.
+fn values(numbers: &[f32], inverse: f32, zero: f32, [least, most]: [f32; 2], mask: u8, out: &mut Vec<u8>) {
+    out.extend(numbers.iter().map(|&x| {
+        let value = x * inverse + zero;
+        let value = if value.is_nan() { 0.0 } else { value };
+        let value = if value < least { least } else { value };
+        let value = if value > most { most } else { value };
+        (value + ROUNDER).to_bits().to_le_bytes()[0] & mask
+    }));
+}
+
+/// The largest magnitudes of the numbers below and above zero. NaN is left out.
+fn magnitudes(numbers: &[f32]) -> [f32; 2] {
+    // As whole numbers, of which the compiler compares several at once: they are ordered as the floats are.
+    let infinity = f32::INFINITY.to_bits().cast_signed();
+    let [below, above] = numbers.iter().fold([0_i32; 2], |[below, above], x| {
+        let bits = x.to_bits().cast_signed();
+        let magnitude = bits & i32::MAX;
+        let magnitude = if magnitude > infinity { 0 } else { magnitude };
+        let [down, up] = if bits < 0 { [magnitude, 0] } else { [0, magnitude] };
+        [below.max(down), above.max(up)]
+    });
+    [below, above].map(|bits| f32::from_bits(bits.cast_unsigned()))
 }
 
 fn signed_most(bits: u8) -> f32 {
@@ -131,6 +164,11 @@ pub fn round(
     compensation: Option<&Compensation>,
 ) -> Rounded {
     let mut rounded = Rounded::default();
+    let grid = Grid::of(form, target, width);
+    if compensation.is_none() && grid.levels != Levels::Float8 {
+        round_alone((grid, stored), rows, width, &mut rounded);
+        return rounded;
+    }
     each((form, target, stored), rows, width, compensation, |grid, row| {
         rounded.scales.extend(row.grids.iter().map(|(scale, _)| scale));
         let bits = grid.levels.bits();
@@ -142,6 +180,37 @@ pub fn round(
         }
     });
     rounded
+}
+
+/// Round rows of `width` numbers whose errors nothing makes up for.
+fn round_alone((grid, stored): (Grid, DType), rows: &[f32], width: usize, out: &mut Rounded) {
+    let bits = grid.levels.bits();
+    let (range, mask) = match grid.levels {
+        Levels::Signed { .. } | Levels::Float8 => ([-signed_most(bits), signed_most(bits)], u8::MAX >> (8 - bits)),
+        Levels::Middle { .. } | Levels::Shifted { .. } => ([0.0, unsigned_most(bits)], u8::MAX),
+    };
+    let mut row = vec![];
+    let mut zeros = vec![];
+    out.values.reserve(rows.len() * usize::from(bits) / 8);
+    for numbers in rows.chunks_exact(width) {
+        row.clear();
+        zeros.clear();
+        for (i, block) in numbers.chunks(grid.block).enumerate() {
+            let (scale, zero) = grid.levels.scale(block);
+            let scale = held(scale, stored);
+            out.scales.push(scale);
+            values(block, 1.0 / scale, zero, range, mask, &mut row);
+            if grid.filled {
+                row.resize((i + 1) * grid.block, grid.levels.value(0.0, zero).0);
+            }
+            if let Levels::Shifted { .. } = grid.levels {
+                #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // A value.
+                zeros.push(zero as u8);
+            }
+        }
+        pack(&row, bits, &mut out.values);
+        pack(&zeros, bits, &mut out.zero_points);
+    }
 }
 
 /// The numbers that the values of `form` for rows of `width` numbers stand for.
@@ -229,7 +298,8 @@ pub fn restore_features(form: LinearForm, mut rows: Vec<f32>, width: usize) -> V
 
 /// The largest magnitude.
 pub(crate) fn largest(numbers: &[f32]) -> f32 {
-    numbers.iter().fold(0.0, |largest: f32, x| largest.max(x.abs()))
+    let [below, above] = magnitudes(numbers);
+    below.max(above)
 }
 
 /// A scale that reaches `magnitude` with `values`; 1 where all is zero.
@@ -243,7 +313,9 @@ fn pack(values: &[u8], bits: u8, out: &mut Vec<u8>) {
     if bits == 8 {
         out.extend_from_slice(values);
     } else {
-        out.extend(values.chunks(2).map(|pair| pair[0] | pair.get(1).map_or(0, |high| high << 4)));
+        let (pairs, last) = values.as_chunks::<2>();
+        out.extend(pairs.iter().map(|[low, high]| low | high << 4));
+        out.extend(last);
     }
 }
 
@@ -289,6 +361,65 @@ mod tests {
                 assert!((x - y).abs() <= most * scale, "{form:?} {target:?} {i}: {x} {y} {scale}");
             }
         }
+    }
+
+    /// As [`round`], value by value.
+    fn round_one_by_one(form: LinearForm, target: Target, rows: &[f32], width: usize) -> Rounded {
+        let mut rounded = Rounded::default();
+        each((form, target, DType::F32), rows, width, None, |grid, row| {
+            let bits = grid.levels.bits();
+            rounded.scales.extend(row.grids.iter().map(|(scale, _)| scale));
+            pack(&row.values, bits, &mut rounded.values);
+            if let Levels::Shifted { .. } = grid.levels {
+                #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // A value.
+                pack(
+                    &row.grids.iter().map(|&(_, zero)| zero as u8).collect::<Vec<_>>(),
+                    bits,
+                    &mut rounded.zero_points,
+                );
+            }
+        });
+        rounded
+    }
+
+    #[test]
+    fn many_at_once_round_as_each_alone() {
+        let width = 48;
+        let mut rows = numbers(16 * width);
+        // Halves of steps, both signs of the largest magnitude in either order, numbers that are none, and tiny ones.
+        for (i, x) in rows[..width].iter_mut().enumerate() {
+            *x = if i == 0 { 127.0 } else { f32::from(u8::try_from(i).unwrap_or(0)) - 20.5 };
+        }
+        (rows[width + 3], rows[width + 9]) = (8.0, -8.0);
+        (rows[2 * width + 3], rows[2 * width + 9]) = (-8.0, 8.0);
+        let odd = [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::from_bits(0x7fc0_1234), -0.0, 1e-40];
+        rows[3 * width..][..7].copy_from_slice(&odd);
+        rows[4 * width..][..width].fill(-0.0);
+        rows[5 * width..][..width].iter_mut().for_each(|x| *x *= 1e-41);
+        rows[6 * width..][..width].iter_mut().for_each(|x| *x = x.abs());
+        rows[7 * width..][..width].iter_mut().for_each(|x| *x = -x.abs() * 1e30);
+        for (form, target) in forms() {
+            let (fast, slow) =
+                (round((form, target, DType::F32), &rows, width, None), round_one_by_one(form, target, &rows, width));
+            assert_eq!(fast.values, slow.values, "{form:?} {target:?}");
+            assert_eq!([&fast.zero_points], [&slow.zero_points], "{form:?} {target:?}");
+            let bits = |scales: &[f32]| scales.iter().map(|s| s.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(&fast.scales), bits(&slow.scales), "{form:?} {target:?}");
+        }
+    }
+
+    #[test]
+    fn scales_are_of_the_extremes() {
+        let scale = |levels: Levels, numbers: &[f32]| levels.scale(numbers);
+        let (signed, middle, shifted) =
+            (Levels::Signed { bits: 8 }, Levels::Middle { bits: 8 }, Levels::Shifted { bits: 8 });
+        assert_eq!(scale(signed, &[1.0, f32::NAN, -254.0]), (2.0, 0.0));
+        assert_eq!(scale(middle, &[1.0, -256.0, 256.0]), (2.0, 128.0));
+        assert_eq!(scale(middle, &[1.0, 256.0, -256.0]), (-2.0, 128.0));
+        assert_eq!(scale(middle, &[0.0, -0.0]), (-1.0, 128.0));
+        assert_eq!(scale(shifted, &[-10.0, 500.0]), (2.0, 5.0));
+        assert_eq!(scale(shifted, &[1.0, 510.0]), (2.0, 0.0));
+        assert_eq!(scale(shifted, &[-510.0]), (2.0, 255.0));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! `cogvx.json`: what a bundle holds.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::path::Path;
 
 use cogvx_graphs::{DType, onnx};
@@ -45,6 +46,9 @@ pub struct Manifest {
     /// Whatever the runtime needs to know: component configurations as JSON, by name.
     #[serde(default)]
     pub config: BTreeMap<String, Value>,
+    /// Where quantizing pays on some machine, as `cogvx bench --against --store` found it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<Value>,
     /// Every file but `cogvx.json` itself, in path order; the writer fills this in.
     #[serde(default)]
     pub files: Vec<FileEntry>,
@@ -208,6 +212,17 @@ impl Manifest {
             return Err(BundleError::Version { path: path.into(), expected: VERSION, found });
         }
         serde_json::from_value(value).map_err(|e| wrong(format!("expected a manifest, found {e:.200}")))
+    }
+
+    /// Writes `cogvx.json` of the bundle at `dir`, beside it first.
+    pub(super) fn write(&self, dir: &Path) -> Result<(), BundleError> {
+        let at = dir.join(MANIFEST);
+        let json = serde_json::to_string_pretty(self)
+            .map_err(|e| BundleError::Manifest { path: at.clone(), problem: e.to_string() })?;
+        let beside = dir.join(".cogvx.json");
+        fs::write(&beside, json + "\n").map_err(BundleError::io(&beside))?;
+        fs::rename(&beside, &at).map_err(BundleError::io(&at))?;
+        Ok(())
     }
 
     /// Checks that all paths are plain and every file a component names is listed once.

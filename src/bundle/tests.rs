@@ -41,6 +41,7 @@ fn manifest() -> Manifest {
         loras: Vec::new(),
         components: [("vae".into(), Component { graphs: vec![graph], weights: Vec::new() })].into(),
         config: [("vae".into(), json!({ "scaling_factor": 0.7 }))].into(),
+        verdict: None,
         files: Vec::new(),
     }
 }
@@ -68,6 +69,19 @@ fn weights(path: &Path, bytes: u64) {
     let mut file = fs::File::create(path).unwrap();
     file.write_all(&[&2_u64.to_le_bytes()[..], b"{}"].concat()).unwrap();
     file.set_len(bytes).unwrap();
+}
+
+#[test]
+fn a_verdict_is_kept_in_the_manifest() {
+    let (_dir, parent) = temp();
+    let output = export(&parent.join("out"), b"graph", false).unwrap();
+    let before = names(&output);
+    let mut bundle = Bundle::open(&output).unwrap();
+    bundle.store_verdict(json!({ "layers": [1] })).unwrap();
+    let again = Bundle::open(&output).unwrap();
+    assert_eq!(again.manifest(), bundle.manifest());
+    assert_eq!(again.manifest().verdict, Some(json!({ "layers": [1] })));
+    assert_eq!(names(&output), before);
 }
 
 #[test]

@@ -182,9 +182,7 @@ impl BundleWriter {
         let at = root.join(MANIFEST);
         manifest.check_paths(&at)?;
         manifest.check_files(root)?;
-        let json = serde_json::to_string_pretty(&manifest)
-            .map_err(|e| BundleError::Manifest { path: at.clone(), problem: e.to_string() })?;
-        fs::write(&at, json + "\n").map_err(BundleError::io(&at))?;
+        manifest.write(root)?;
         self.place.is_free(self.overwrite)?;
         if self.place.is_occupied() {
             // The old bundle goes once the new one cannot be lost. Where there is none, a power failure can at worst

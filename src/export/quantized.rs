@@ -2,6 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
+use std::panic::resume_unwind;
+use std::sync::mpsc;
+use std::thread;
 
 use cogvx_calibration::compensate::Compensation;
 use cogvx_calibration::plan::{Layer, Plan};
@@ -13,7 +16,8 @@ use cogvx_graphs::pass::Target;
 use cogvx_graphs::quantized::LinearForm;
 use cogvx_graphs::weights::Tensor;
 use cogvx_graphs::{DType, Weights};
-use rayon::iter::{IntoParallelIterator as _, ParallelIterator as _};
+use rayon::iter::{IndexedParallelIterator as _, IntoParallelIterator as _, ParallelIterator as _};
+use rayon::slice::ParallelSliceMut as _;
 
 use super::ExportError;
 use super::convert::{decode, encode};
@@ -22,8 +26,10 @@ use crate::bundle::BundleWriter;
 
 /// The file's name.
 const FILE: &str = "quantized.safetensors";
-/// Elements a thread quantizes at a time.
-const BLOCK: usize = 1 << 20;
+/// Elements a thread quantizes at a time: what becomes of them stays in a core's cache.
+const BLOCK: usize = 1 << 18;
+/// Columns of a weight that a thread transposes at a time.
+const STRIP: usize = 64;
 
 /// Where each part of each quantized weight is in the file.
 pub(super) struct Quantized<'a> {
@@ -83,26 +89,42 @@ impl<'a> Quantized<'a> {
         let mut file = writer.create_file(&path)?;
         let io = |source| ExportError::Io { path: path.clone().into(), source };
         file.write_all(&self.header).map_err(io)?;
+        // One thread writes and hashes a weight while the others make the next.
+        let (full, to_write) = mpsc::sync_channel::<Vec<u8>>(0);
+        let file = thread::scope(|scope| {
+            let writing = scope.spawn(move || -> Result<_, ExportError> {
+                to_write.into_iter().try_for_each(|bytes| file.write_all(&bytes).map_err(io))?;
+                Ok(file)
+            });
+            let made = self.make_parts(&full);
+            drop(full);
+            let file = writing.join().unwrap_or_else(|panic| resume_unwind(panic))?;
+            made.map(|()| file)
+        })?;
+        file.finish()?;
+        Ok(Some(path))
+    }
+
+    /// Hand on all parts in their order, until nobody takes them.
+    fn make_parts(&self, full: &mpsc::SyncSender<Vec<u8>>) -> Result<(), ExportError> {
         let mut made: Option<(&str, Rounded)> = None;
         // The parts of a weight follow each other.
         for ((name, part), (weight, ..)) in &self.parts {
             if made.as_ref().is_none_or(|(of, _)| of != name) {
                 made = Some((name, self.quantize(name)?));
             }
-            let Some((_, rounded)) = &made else { continue };
-            let mut scales = vec![];
-            let bytes = match part {
-                WeightPart::Scales => {
-                    encode(&rounded.scales, weight.stored, &mut scales);
-                    &scales
-                }
-                WeightPart::ZeroPoints => &rounded.zero_points,
-                WeightPart::Whole | WeightPart::Values => &rounded.values,
-            };
-            file.write_all(bytes).map_err(io)?;
+            let Some((_, rounded)) = &mut made else { continue };
+            let mut bytes = vec![];
+            match part {
+                WeightPart::Scales => encode(&rounded.scales, weight.stored, &mut bytes),
+                WeightPart::ZeroPoints => bytes = std::mem::take(&mut rounded.zero_points),
+                WeightPart::Whole | WeightPart::Values => bytes = std::mem::take(&mut rounded.values),
+            }
+            if full.send(bytes).is_err() {
+                return Ok(());
+            }
         }
-        file.finish()?;
-        Ok(Some(path))
+        Ok(())
     }
 
     /// The weight `name` as the plan wants it.
@@ -112,25 +134,30 @@ impl<'a> Quantized<'a> {
         let [out, input] = layer.features;
         let rows = (BLOCK / input).clamp(1, out);
         let compensation = self.compensation(layer);
-        let blocks: Vec<_> = (0..out)
+        let mut blocks: Vec<Rounded> = (0..out)
             .step_by(rows)
             .collect::<Vec<_>>()
             .into_par_iter()
             .map(|first| self.quantize_rows(tensor, layer, compensation.as_ref(), [first, rows.min(out - first)]))
             .collect::<Result<_, _>>()?;
-        let transposed = self.plan.target == Target::Cpu && !matches!(layer.form, LinearForm::Blocks { .. });
         let mut whole = Rounded::default();
+        for block in &mut blocks {
+            whole.scales.append(&mut block.scales);
+            whole.zero_points.append(&mut block.zero_points);
+        }
+        let transposed = self.plan.target == Target::Cpu && !matches!(layer.form, LinearForm::Blocks { .. });
         if transposed {
             whole.values = vec![0; out * input];
-        }
-        for (i, block) in blocks.into_iter().enumerate() {
-            if transposed {
-                transpose_into(&block.values, input, &mut whole.values, out, i * rows);
-            } else {
-                whole.values.extend(block.values);
+            whole.values.par_chunks_mut(STRIP * out).enumerate().for_each(|(strip, to)| {
+                for (i, block) in blocks.iter().enumerate() {
+                    transpose(&block.values, [input, strip * STRIP], to, [out, i * rows]);
+                }
+            });
+        } else {
+            whole.values.reserve_exact(blocks.iter().map(|block| block.values.len()).sum());
+            for block in blocks {
+                whole.values.extend_from_slice(&block.values);
             }
-            whole.scales.extend(block.scales);
-            whole.zero_points.extend(block.zero_points);
         }
         Ok(whole)
     }
@@ -170,22 +197,70 @@ impl<'a> Quantized<'a> {
     }
 }
 
-/// Rows `[_, width]` as columns `first..` of `out` `[width, height]`.
-fn transpose_into(rows: &[u8], width: usize, out: &mut [u8], height: usize, first: usize) {
-    /// Fits the nearest cache both ways.
-    const TILE: usize = 64;
-    for (strip, rows) in rows.chunks(TILE * width).enumerate() {
-        let count = rows.len() / width;
-        for left in (0..width).step_by(TILE) {
-            for column in left..(left + TILE).min(width) {
-                let at = column * height + first + strip * TILE;
-                let to = &mut out[at..at + count];
-                to.iter_mut().zip(rows[column..].iter().step_by(width)).for_each(|(to, from)| *to = *from);
+/// Columns from `left` on of `rows` `[_, width]` as rows of `out` `[_, height]`, from its column `top` on: as many as `out` has
+/// rows.
+fn transpose(rows: &[u8], [width, left]: [usize; 2], out: &mut [u8], [height, top]: [usize; 2]) {
+    let columns = out.len() / height;
+    let whole = columns / 8 * 8;
+    let count = rows.len() / width;
+    for (eight, rows) in rows.chunks(8 * width).enumerate() {
+        let top = top + 8 * eight;
+        let squares = if 8 * eight + 8 <= count { whole } else { 0 };
+        for column in (0..squares).step_by(8) {
+            let square: [[u8; 8]; 8] = std::array::from_fn(|row| {
+                let at = row * width + left + column;
+                rows[at..at + 8].try_into().unwrap_or_default()
+            });
+            for (i, turned) in transpose_square(square).into_iter().enumerate() {
+                let at = (column + i) * height + top;
+                out[at..at + 8].copy_from_slice(&turned);
+            }
+        }
+        for column in squares..columns {
+            for (row, numbers) in rows.chunks_exact(width).enumerate() {
+                out[column * height + top + row] = numbers[left + column];
             }
         }
     }
 }
 
+/// Rows become columns: halves of the square change places, then halves of each quarter, then single bytes.
+fn transpose_square(rows: [[u8; 8]; 8]) -> [[u8; 8]; 8] {
+    let mut rows = rows.map(u64::from_le_bytes);
+    for (apart, low) in [(4, 0x0000_0000_ffff_ffff_u64), (2, 0x0000_ffff_0000_ffff), (1, 0x00ff_00ff_00ff_00ff)] {
+        for upper in (0..8).filter(|row| row & apart == 0) {
+            let (a, b) = (rows[upper], rows[upper + apart]);
+            let bits = 8 * apart;
+            let change = (a >> bits ^ b) & low;
+            rows[upper] = a ^ change << bits;
+            rows[upper + apart] = b ^ change;
+        }
+    }
+    rows.map(u64::to_le_bytes)
+}
+
 fn sizes(shape: &[usize]) -> Vec<u64> {
     shape.iter().map(|&n| n as u64).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_become_columns_whatever_their_sizes() {
+        for [width, height] in [[64, 64], [200, 24], [131, 77], [8, 8], [5, 3], [70, 9]] {
+            let rows: Vec<_> = (0..height * width).map(|i: usize| (i * 7 + i / 251).to_le_bytes()[0]).collect();
+            let mut out = vec![0; height * width];
+            // In strips of columns and blocks of rows, as weights are.
+            for (strip, to) in out.chunks_mut(STRIP * height).enumerate() {
+                for (block, rows) in rows.chunks(20 * width).enumerate() {
+                    transpose(rows, [width, strip * STRIP], to, [height, 20 * block]);
+                }
+            }
+            for (i, value) in out.iter().enumerate() {
+                assert_eq!(*value, rows[i % height * width + i / height], "{width}x{height} {i}");
+            }
+        }
+    }
 }

@@ -29,8 +29,13 @@ struct Positions {
 }
 
 impl<'a> Transformer<'a> {
-    pub(super) fn new(session: Session, config: &'a DitConfig) -> Self {
+    pub(crate) fn new(session: Session, config: &'a DitConfig) -> Self {
         Self { session, config, positions: None }
+    }
+
+    /// The graph.
+    pub(crate) fn into_session(self) -> Session {
+        self.session
     }
 
     /// The prediction for latents `[batch, frames, channels, height, width]`, text embeddings `[batch, tokens, width]` and a

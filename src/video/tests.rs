@@ -106,6 +106,51 @@ fn an_mp4_decodes_to_the_frames_that_went_in() {
     }
 }
 
+/// Bytes of no pattern.
+fn noise(bytes: usize, mut state: u32) -> Vec<u8> {
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        state.to_le_bytes()[3]
+    };
+    (0..bytes).map(|_| next()).collect()
+}
+
+#[test]
+fn an_mp4_of_noise_decodes_to_the_frames_that_went_in() {
+    let folder = TempDir::new().expect("a folder");
+    for (width, height) in [(16, 16), (48, 48), (96, 64), (256, 256), (352, 288)] {
+        let path = folder.path().join(format!("{width}.mp4"));
+        let mut sink = open_sink(&path, width, height, 8.0, 4).expect("a sink");
+        // Noise in the first frame, in the middle and after another noise.
+        let frames = [
+            noise(width * height * 3, 1),
+            gradient(width, height, 0),
+            noise(width * height * 3, 2),
+            noise(width * height * 3, 3),
+        ];
+        for frame in &frames {
+            sink.write(frame).unwrap_or_else(|e| panic!("{width}x{height}: {e}"));
+        }
+        sink.finish().expect("written");
+        let found = decode(&fs::read(&path).expect("the file"));
+        assert_eq!(found.len(), frames.len(), "{width}x{height}");
+        for (i, (found, frame)) in found.iter().zip(&frames).enumerate() {
+            // Chroma of noise goes with every fourth pixel's; luma stays.
+            let luma = |rgb: &[u8]| -> Vec<u8> {
+                rgb.as_chunks()
+                    .0
+                    .iter()
+                    .map(|&[r, g, b]| {
+                        ((u32::from(r) * 77 + u32::from(g) * 150 + u32::from(b) * 29) >> 8).to_le_bytes()[0]
+                    })
+                    .collect()
+            };
+            let ratio = psnr(&luma(found), &luma(frame));
+            assert!(ratio > 20.0, "{width}x{height}, frame {i}: expected more than 20 dB, found {ratio:.1}");
+        }
+    }
+}
+
 #[test]
 fn an_array_has_numpys_header_and_the_bytes_that_went_in() {
     let folder = TempDir::new().expect("a folder");

@@ -1,0 +1,113 @@
+//! Where quantizing pays, by measurement.
+
+use std::collections::BTreeSet;
+
+use serde::Serialize;
+
+use super::{GroupTime, Timing, by_kind};
+
+/// Quantized layers must be this much faster to be called so: what is closer is noise.
+const FASTER: f64 = 1.05;
+
+/// A kind of layer in a float bundle and in a quantized one.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Verdict {
+    /// The component's name.
+    pub component: &'static str,
+    /// What the layers are.
+    pub group: String,
+    /// How many there are.
+    pub layers: usize,
+    /// Seconds that one run spends in them in float.
+    pub float_seconds: f64,
+    /// The operators whose kernels ran there, the longest first.
+    pub float_operators: Vec<String>,
+    /// Seconds that one run spends in them in the quantized bundle.
+    pub seconds: f64,
+    /// The operators whose kernels ran there, the longest first.
+    pub operators: Vec<String>,
+    /// How many times faster the quantized ones are.
+    pub speedup: f64,
+    /// `quantize`, `keep float` where that is not slower, or `same` where the same kernels ran.
+    pub verdict: &'static str,
+}
+
+/// Compare timings of the same component, each with its nodes timed.
+#[must_use]
+pub fn verdict(float: &Timing, quantized: &Timing) -> Vec<Verdict> {
+    let floats = by_kind(&float.nodes);
+    let compare = |group: GroupTime| {
+        let float = floats.iter().find(|float| float.name == group.name)?;
+        let speedup = float.seconds / group.seconds;
+        Some(Verdict {
+            component: quantized.component.name(),
+            verdict: judge(float, &group, speedup),
+            group: group.name,
+            layers: group.layers,
+            float_seconds: float.seconds,
+            float_operators: float.operators.clone(),
+            seconds: group.seconds,
+            operators: group.operators,
+            speedup,
+        })
+    };
+    by_kind(&quantized.nodes).into_iter().filter_map(compare).collect()
+}
+
+fn judge(float: &GroupTime, group: &GroupTime, speedup: f64) -> &'static str {
+    let kernels = |group: &GroupTime| group.operators.iter().cloned().collect::<BTreeSet<_>>();
+    if kernels(float) == kernels(group) {
+        "same"
+    } else if speedup >= FASTER {
+        "quantize"
+    } else {
+        "keep float"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{NodeTime, Part};
+    use super::*;
+
+    fn timing(nodes: &[(&str, &str, f64)]) -> Timing {
+        let node = |&(path, op, seconds): &(&str, &str, f64)| NodeTime {
+            name: format!("transformer_blocks.0.{path}/{op}"),
+            op: op.into(),
+            seconds,
+        };
+        Timing {
+            component: Part::Transformer,
+            shape: vec![],
+            load_seconds: 0.0,
+            runs: vec![],
+            memory: None,
+            nodes: nodes.iter().map(node).collect(),
+        }
+    }
+
+    #[test]
+    fn only_what_is_faster_is_to_be_quantized() {
+        let float = timing(&[
+            ("attn1.to_q", "Gemm", 4.0),
+            ("attn1.to_out.0", "Gemm", 1.0),
+            ("attn1", "MultiHeadAttention", 2.0),
+            ("ff.net.2", "Gemm", 1.0),
+        ]);
+        let quantized = timing(&[
+            ("attn1.to_q", "MatMulIntegerToFloat", 1.0),
+            ("attn1.to_q", "QuantizeLinear", 1.0),
+            ("attn1.to_out.0", "MatMulNBits", 1.0),
+            ("attn1", "MultiHeadAttention", 1.0),
+            ("ff.net.2", "MatMulNBits", 2.0),
+        ]);
+        let found: Vec<_> = verdict(&float, &quantized).into_iter().map(|v| (v.group, v.speedup, v.verdict)).collect();
+        let expected = [
+            ("attention q, k, v", 2.0, "quantize"),
+            ("attention out", 1.0, "keep float"),
+            ("feed-forward down", 0.5, "keep float"),
+            ("attention itself", 2.0, "same"),
+        ];
+        assert_eq!(found, expected.map(|(group, speedup, verdict)| (group.to_string(), speedup, verdict)));
+    }
+}

@@ -1,0 +1,223 @@
+//! `cogvx bench`.
+
+use std::io::Write as _;
+use std::path::PathBuf;
+
+use anyhow::bail;
+use clap::builder::RangedU64ValueParser;
+use clap::{Args as ClapArgs, ValueEnum};
+use indicatif::HumanBytes;
+use serde_json::json;
+
+use super::progress::Progress;
+use super::{Answer, Opened, open};
+use crate::bench::{GroupTime, Part, Settings, Timing, Verdict, by_kind, by_operator, time, verdict};
+use crate::bundle::Bundle;
+use crate::pipeline::is_bundle;
+
+/// Measure what a bundle's transformer and text encoder take, and where quantizing pays
+///
+/// Each is loaded and run on random numbers: once uncounted, then `--repeat` times, of which the least is shown. On a busy
+/// machine processor time tells more than seconds. With `--against` a float bundle of the same checkpoint is measured after
+/// it, and a table tells for each kind of layer what it takes in both, which kernels ran, and which is faster.
+#[derive(ClapArgs)]
+pub(super) struct Args {
+    /// The bundle, or a checkpoint to be exported for the occasion
+    bundle: PathBuf,
+    /// A float bundle, or the checkpoint, to compare with
+    #[arg(long, value_name = "BUNDLE")]
+    against: Option<PathBuf>,
+    /// What to run [default: the transformer; with --against, whatever both bundles have]
+    #[arg(long)]
+    component: Option<Component>,
+    /// Frames of the video [default: the checkpoint's]
+    #[arg(long)]
+    frames: Option<usize>,
+    /// Rows of pixels [default: the checkpoint's]
+    #[arg(long)]
+    height: Option<usize>,
+    /// Columns of pixels [default: the checkpoint's]
+    #[arg(long)]
+    width: Option<usize>,
+    /// Runs that count
+    #[arg(long, default_value_t = 3, value_parser = RangedU64ValueParser::<usize>::new().range(1..=10_000))]
+    repeat: usize,
+    /// Threads of ONNX Runtime [default: one a core]
+    #[arg(long, default_value_t = 0, hide_default_value = true, value_parser = super::threads())]
+    threads: usize,
+    /// Tell what each operator and each kind of layer takes
+    #[arg(long)]
+    profile: bool,
+    /// Keep the verdict in the bundle's manifest
+    #[arg(long, requires = "against")]
+    store: bool,
+    /// Report as JSON on standard output
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Component {
+    Transformer,
+    TextEncoder,
+}
+
+pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
+    if args.store && !is_bundle(&args.bundle) {
+        bail!("`--store`: expected a bundle, found `{}`", args.bundle.display());
+    }
+    let opened = open(&args.bundle, args.threads)?;
+    let float = args.against.as_ref().map(|path| open(path, args.threads)).transpose()?;
+    let parts = parts(args, &opened, float.as_ref());
+    let settings = Settings {
+        size: [args.frames, args.height, args.width],
+        repeat: args.repeat,
+        profile: args.profile || float.is_some(),
+    };
+    let (mut timings, mut floats, mut verdicts) = (vec![], vec![], vec![]);
+    for &part in &parts {
+        let timing = measure(&opened, part, settings)?;
+        if let Some(float) = &float {
+            let float = measure(float, part, settings)?;
+            verdicts.extend(verdict(&float, &timing));
+            floats.push(float);
+        }
+        timings.push(timing);
+    }
+    let machine = json!({"processor": processor(), "threads": args.threads, "runs": args.repeat});
+    let mut report = json!({"machine": machine, "timings": timings});
+    if let Some(path) = &args.against {
+        report["against"] = json!({"bundle": path, "timings": floats});
+        report["verdict"] = json!(verdicts);
+    }
+    if args.profile {
+        let tables =
+            |timing: &Timing| json!({"operators": by_operator(&timing.nodes), "layers": by_kind(&timing.nodes)});
+        report["profile"] = timings.iter().map(tables).collect();
+    }
+    if args.store {
+        let mut bundle = Bundle::open(&args.bundle)?;
+        bundle.store_verdict(json!({"machine": machine, "layers": verdicts}))?;
+    }
+    let mut out = std::io::stdout().lock();
+    if args.json {
+        writeln!(out, "{}", serde_json::to_string_pretty(&report)?)?;
+        return Ok(Answer::Done);
+    }
+    let rows = timings.iter().map(|t| (&args.bundle, t));
+    let against = floats.iter().filter_map(|t| Some((args.against.as_ref()?, t)));
+    writeln!(out, "{}", timing_table(rows.chain(against)))?;
+    if args.profile {
+        for timing in &timings {
+            writeln!(out, "\n{}", group_table("operator", &by_operator(&timing.nodes)))?;
+            writeln!(out, "\n{}", group_table("layers", &by_kind(&timing.nodes)))?;
+        }
+    }
+    if !verdicts.is_empty() {
+        writeln!(out, "\n{}", verdict_table(&verdicts))?;
+    }
+    Ok(Answer::Done)
+}
+
+fn parts(args: &Args, opened: &Opened, float: Option<&Opened>) -> Vec<Part> {
+    match args.component {
+        Some(Component::Transformer) => vec![Part::Transformer],
+        Some(Component::TextEncoder) => vec![Part::TextEncoder],
+        None if float.is_none() => vec![Part::Transformer],
+        None => {
+            let has =
+                |opened: &Opened, part: Part| opened.pipeline.bundle().manifest().components.contains_key(part.name());
+            let both = |part: &Part| has(opened, *part) && float.is_some_and(|float| has(float, *part));
+            Part::ALL.into_iter().filter(both).collect()
+        }
+    }
+}
+
+fn measure(opened: &Opened, part: Part, settings: Settings) -> anyhow::Result<Timing> {
+    let progress = Progress::steps(part.name(), settings.repeat + 1);
+    let timing = time(&opened.pipeline, part, settings, |run| {
+        progress.step(run + 1, || format!("{}: run {run} of {}", part.name(), settings.repeat));
+    });
+    progress.clear();
+    Ok(timing?)
+}
+
+/// What the processor calls itself, where the system tells.
+fn processor() -> Option<String> {
+    let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
+    let line = text.lines().find(|line| line.starts_with("model name"))?;
+    Some(line.split_once(':')?.1.trim().to_string())
+}
+
+fn table<const N: usize>(header: [&str; N]) -> comfy_table::Table {
+    let mut table = comfy_table::Table::new();
+    table.load_style(comfy_table::presets::NOTHING);
+    table.set_header(header);
+    table
+}
+
+fn timing_table<'a>(timings: impl Iterator<Item = (&'a PathBuf, &'a Timing)>) -> comfy_table::Table {
+    let mut table = table(["bundle", "component", "input", "load", "run", "processor", "anonymous", "peak memory"]);
+    for (bundle, timing) in timings {
+        let cpu = timing.cpu_seconds().map_or("not measured".into(), |s| format!("{s:.3} s"));
+        let [anonymous, total] = timing.memory.map_or_else(
+            || ["not measured"; 2].map(String::from),
+            |m| [m.anonymous, m.total].map(|bytes| HumanBytes(bytes).to_string()),
+        );
+        table.add_row([
+            bundle.display().to_string(),
+            timing.component.name().into(),
+            format!("{:?}", timing.shape),
+            format!("{:.2} s", timing.load_seconds),
+            format!("{:.3} s", timing.seconds()),
+            cpu,
+            anonymous,
+            total,
+        ]);
+    }
+    table
+}
+
+fn group_table(what: &str, groups: &[GroupTime]) -> comfy_table::Table {
+    let whole: f64 = groups.iter().map(|group| group.seconds).sum();
+    let mut table = table([what, "time", "share", "nodes", "kernels"]);
+    for group in groups {
+        let share = 100.0 * group.seconds / whole;
+        table.add_row([
+            group.name.clone(),
+            milliseconds(group.seconds),
+            format!("{share:.1} %"),
+            group.nodes.to_string(),
+            kernels(&group.operators),
+        ]);
+    }
+    table
+}
+
+fn verdict_table(verdicts: &[Verdict]) -> comfy_table::Table {
+    let mut table = table(["component", "layers", "", "float", "kernels", "quantized", "kernels", "faster", "verdict"]);
+    for v in verdicts {
+        table.add_row([
+            v.component.to_string(),
+            v.group.clone(),
+            v.layers.to_string(),
+            milliseconds(v.float_seconds),
+            kernels(&v.float_operators),
+            milliseconds(v.seconds),
+            kernels(&v.operators),
+            format!("{:.2}x", v.speedup),
+            v.verdict.into(),
+        ]);
+    }
+    table
+}
+
+fn milliseconds(seconds: f64) -> String {
+    format!("{:.2} ms", 1e3 * seconds)
+}
+
+/// The first few, which take the time.
+fn kernels(operators: &[String]) -> String {
+    let shown = operators.iter().take(3).map(String::as_str).collect::<Vec<_>>().join(", ");
+    if operators.len() > 3 { shown + ", ..." } else { shown }
+}
