@@ -2,6 +2,8 @@
 
 /// Bins of a histogram.
 pub const BINS: usize = 2048;
+/// Largest count; merging goes no further.
+pub(crate) const MOST: u64 = 1 << 48;
 
 /// Counts of magnitudes in bins of equal width from zero on. The width doubles when a larger number comes.
 #[derive(Clone, Debug, PartialEq)]
@@ -54,7 +56,7 @@ impl Histogram {
         for (i, &count) in other.counts.iter().enumerate().filter(|(_, count)| **count > 0) {
             let middle = (i as f32 + 0.5) * other.width;
             let i = if self.width == 0.0 { 0 } else { bin(middle / self.width) };
-            self.counts[i] += count;
+            self.counts[i] = (self.counts[i] + count).min(MOST);
         }
     }
 

@@ -33,7 +33,7 @@ pub const MOST_RANGES: usize = 64;
 /// Most rows of a place.
 pub const MOST_ROWS: usize = 4096;
 /// Counts larger than this are damage; so many can be added up.
-const MOST_COUNTED: u64 = 1 << 48;
+const MOST_COUNTED: u64 = crate::histogram::MOST;
 
 /// Why a table cannot be used.
 #[derive(Debug, thiserror::Error)]
