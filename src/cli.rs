@@ -11,6 +11,7 @@ mod quality;
 mod run;
 mod runtime;
 mod sensitivity;
+mod size;
 mod synth;
 mod verify;
 
@@ -24,6 +25,7 @@ use clap::{Parser, Subcommand};
 
 use crate::bundle::Bundle;
 use crate::export::{ExportOptions, Report};
+use crate::pending;
 use crate::pipeline::{self, Pipeline};
 use crate::runtime::Runtime;
 
@@ -159,14 +161,13 @@ fn export_aside(checkpoint: &Path, options: ExportOptions) -> anyhow::Result<(te
 
 /// Write a small file, beside its place first.
 fn write_beside(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    let failed = |e: std::io::Error| anyhow::anyhow!("cannot write `{}`: {e}", path.display());
-    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".cogvx-");
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut file = builder.tempfile_in(parent).map_err(|e| failed(e.kind().into()))?;
+    let failed = |e: std::io::Error| unwritable(path, &e);
+    let mut file = pending::builder(0o666).tempfile_in(pending::parent(path)).map_err(|e| failed(e.kind().into()))?;
     file.write_all(bytes).map_err(failed)?;
     file.persist(path).map_err(|e| failed(e.error))?;
     Ok(())
+}
+
+fn unwritable(path: &Path, why: &std::io::Error) -> anyhow::Error {
+    anyhow::anyhow!("cannot write `{}`: {why}", path.display())
 }

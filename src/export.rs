@@ -11,9 +11,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use cogvx_calibration::observe::Observe;
-use cogvx_calibration::plan::{Plan, Scheme};
 use cogvx_calibration::quantize::Quantize;
-use cogvx_calibration::smooth::smooth;
 use cogvx_calibration::table::{Table, TableError};
 use cogvx_graphs::config::{ConfigError, DitConfig, PipelineClass, PipelineIndex, T5Config, VaeConfig};
 use cogvx_graphs::model::vae::{FRAME_CHUNK, LATENT_CHUNK, first_chunk};
@@ -347,7 +345,9 @@ impl Exporter<'_> {
         let compute = self.options.compute(weights);
         // Graphs of a component that share weights differ in no linear layer.
         let plan = match self.options.quantize {
-            Some(scheme) => Some(self.quantization(scheme, component, weights, merges, &graphs[0].1)?),
+            Some(scheme) => {
+                Some(quantized::plan(scheme, self.options, self.table, (component, weights, merges), &graphs[0].1)?)
+            }
             None => None,
         };
         let layers = plan.iter().flat_map(|plan| plan.layers.keys());
@@ -397,36 +397,6 @@ impl Exporter<'_> {
         let weights = storage.write(self.writer, component.name(), self.options.weights)?;
         self.components.insert(component.name().into(), bundle::Component { graphs: files, weights });
         Ok(())
-    }
-}
-
-impl Exporter<'_> {
-    /// How the layers of a component are quantized.
-    fn quantization(
-        &self,
-        scheme: Scheme,
-        component: Component,
-        weights: &Weights,
-        merges: &Merges,
-        graph: &Graph,
-    ) -> Result<Plan, ExportError> {
-        let mut plan = Plan::new(graph, scheme, self.options.target);
-        plan.layers.retain(|layer, _| self.options.layers.has(&format!("{}/{layer}", component.name())));
-        if let Some(table) = self.table {
-            let read = |name: &str| -> Result<Vec<f32>, ExportError> {
-                let tensor = weights.get(name).expect("the graph was built from these weights");
-                let mut numbers = vec![];
-                convert::decode(&weights.read(tensor)?, tensor.dtype, &mut numbers);
-                if let Some(delta) = merges.of(tensor)? {
-                    delta.add(0, &mut numbers);
-                }
-                Ok(numbers)
-            };
-            let path = self.options.calibration.as_deref().unwrap_or(Path::new(""));
-            plan.place(table, path, component.name())?;
-            smooth(&mut plan, graph, (table, self.options.observer), &read)?;
-        }
-        Ok(plan)
     }
 }
 

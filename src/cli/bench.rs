@@ -10,6 +10,7 @@ use indicatif::HumanBytes;
 use serde_json::json;
 
 use super::progress::Progress;
+use super::size::Size;
 use super::{Answer, Opened, open};
 use crate::bench::{GroupTime, Part, Settings, Timing, Verdict, by_kind, by_operator, time, verdict};
 use crate::bundle::Bundle;
@@ -30,15 +31,8 @@ pub(super) struct Args {
     /// What to run [default: the transformer; with --against, whatever both bundles have]
     #[arg(long)]
     component: Option<Component>,
-    /// Frames of the video [default: the checkpoint's]
-    #[arg(long)]
-    frames: Option<usize>,
-    /// Rows of pixels [default: the checkpoint's]
-    #[arg(long)]
-    height: Option<usize>,
-    /// Columns of pixels [default: the checkpoint's]
-    #[arg(long)]
-    width: Option<usize>,
+    #[command(flatten)]
+    size: Size,
     /// Runs that count
     #[arg(long, default_value_t = 3, value_parser = RangedU64ValueParser::<usize>::new().range(1..=10_000))]
     repeat: usize,
@@ -69,11 +63,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     let opened = open(&args.bundle, args.threads)?;
     let float = args.against.as_ref().map(|path| open(path, args.threads)).transpose()?;
     let parts = parts(args, &opened, float.as_ref());
-    let settings = Settings {
-        size: [args.frames, args.height, args.width],
-        repeat: args.repeat,
-        profile: args.profile || float.is_some(),
-    };
+    let settings = Settings { size: args.size.asked(), repeat: args.repeat, profile: args.profile || float.is_some() };
     let (mut timings, mut floats, mut verdicts) = (vec![], vec![], vec![]);
     for &part in &parts {
         let timing = measure(&opened, part, settings)?;

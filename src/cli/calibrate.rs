@@ -9,6 +9,7 @@ use cogvx_calibration::table::{MOST_RANGES, MOST_ROWS, Run, Table};
 
 use super::loras::Loras;
 use super::progress::Progress;
+use super::size::Size;
 use super::{Answer, open_with, prompts};
 use crate::calibrate::{Keep, fingerprint, observe, save};
 use crate::export::{ExportOptions, Lora};
@@ -45,15 +46,8 @@ pub(super) struct Args {
     /// Seed of the first prompt's noise; the next one's is one greater
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Frames [default: the checkpoint's]
-    #[arg(long)]
-    frames: Option<usize>,
-    /// Rows of pixels [default: the checkpoint's]
-    #[arg(long)]
-    height: Option<usize>,
-    /// Columns of pixels [default: the checkpoint's]
-    #[arg(long)]
-    width: Option<usize>,
+    #[command(flatten)]
+    size: Size,
     /// Ranges that the steps are divided into
     #[arg(long, default_value_t = 4, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=MOST_RANGES as u64))]
     ranges: usize,
@@ -145,11 +139,8 @@ fn calibrate(args: &Args, prompts: &[String], loras: Vec<Lora>, table: &mut Tabl
 }
 
 fn run_of(args: &Args, pipeline: &Pipeline, prompt: &str, seed: u64) -> anyhow::Result<Run> {
-    let request = pipeline.request(prompt)?;
-    let size = [
-        args.frames.unwrap_or(request.frames),
-        args.height.unwrap_or(request.height),
-        args.width.unwrap_or(request.width),
-    ];
+    let mut request = pipeline.request(prompt)?;
+    args.size.apply(&mut request);
+    let size = [request.frames, request.height, request.width];
     Ok(Run { prompt: prompt.into(), seed, steps: args.steps, guidance: args.guidance, size })
 }

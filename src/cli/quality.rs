@@ -8,7 +8,9 @@ use clap::Args as ClapArgs;
 use serde_json::json;
 
 use super::progress::Progress;
-use super::{Answer, open, prompts};
+use super::size::Size;
+use super::{Answer, open, prompts, unwritable};
+use crate::pending;
 use crate::picture;
 use crate::pipeline::{Pipeline, Request, Start};
 use crate::quality::{
@@ -49,15 +51,8 @@ pub(super) struct Args {
     /// Start from this image (PNG, JPEG, GIF), for image-to-video models
     #[arg(long)]
     image: Option<PathBuf>,
-    /// Frames [default: the checkpoint's]
-    #[arg(long)]
-    frames: Option<usize>,
-    /// Rows of pixels [default: the checkpoint's]
-    #[arg(long)]
-    height: Option<usize>,
-    /// Columns of pixels [default: the checkpoint's]
-    #[arg(long)]
-    width: Option<usize>,
+    #[command(flatten)]
+    size: Size,
     /// The answer is no if the mean PSNR is lower
     #[arg(long, value_name = "DB", value_parser = decibels)]
     min_psnr: Option<f64>,
@@ -132,7 +127,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
 
 /// Frames, rows and columns of the videos: what is asked for, or what both models make by themselves.
 fn size(args: &Args, judged: &Pipeline, reference: &Pipeline) -> anyhow::Result<[usize; 3]> {
-    let asked = [args.frames, args.height, args.width];
+    let asked = args.size.asked();
     let own = |pipeline: &Pipeline| {
         let request = pipeline.request("")?;
         let own = [request.frames, request.height, request.width];
@@ -232,26 +227,21 @@ struct PageFile {
 
 impl PageFile {
     fn create(path: &Path) -> anyhow::Result<Self> {
-        let of = || format!("cannot write `{}`", path.display());
         if path.is_dir() {
             bail!("`{}`: expected a file to write, found a folder", path.display());
         }
-        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(".cogvx-");
-        #[cfg(unix)]
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let file = builder.tempfile_in(parent).map_err(|e| io::Error::from(e.kind())).with_context(of)?;
+        let file = pending::builder(0o666).tempfile_in(pending::parent(path));
+        let file = file.map_err(|e| unwritable(path, &e.kind().into()))?;
         Ok(Self { page: Page::new().context("cannot write a temporary file")?, file, path: path.into() })
     }
 
     fn finish(self, quality: &Quality, about: About<'_>) -> anyhow::Result<()> {
         let Self { page, mut file, path } = self;
-        let of = || format!("cannot write `{}`", path.display());
+        let failed = |e: io::Error| unwritable(&path, &e);
         let mut out = BufWriter::new(file.as_file_mut());
-        page.write(&mut out, quality, about).and_then(|()| out.flush()).with_context(of)?;
+        page.write(&mut out, quality, about).and_then(|()| out.flush()).map_err(failed)?;
         drop(out);
-        file.persist(&path).map_err(|e| e.error).with_context(of)?;
+        file.persist(&path).map_err(|e| failed(e.error))?;
         Ok(())
     }
 }

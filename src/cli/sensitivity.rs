@@ -8,6 +8,7 @@ use ndarray::ArrayD;
 
 use super::export::{Observer, Quantize};
 use super::progress::Progress;
+use super::size::Size;
 use super::{Answer, open_with, prompts};
 use crate::calibrate::fingerprint;
 use crate::export::{ExportOptions, LayerChoice};
@@ -49,15 +50,8 @@ pub(super) struct Args {
     /// Seed of the first prompt's noise; the next one's is one greater
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Frames [default: the checkpoint's]
-    #[arg(long)]
-    frames: Option<usize>,
-    /// Rows of pixels [default: the checkpoint's]
-    #[arg(long)]
-    height: Option<usize>,
-    /// Columns of pixels [default: the checkpoint's]
-    #[arg(long)]
-    width: Option<usize>,
+    #[command(flatten)]
+    size: Size,
     /// Threads of ONNX Runtime [default: one a core]
     #[arg(long, default_value_t = 0, hide_default_value = true, value_parser = super::threads())]
     threads: usize,
@@ -118,9 +112,7 @@ fn latents(args: &Args, pipeline: &Pipeline, prompts: &[String]) -> anyhow::Resu
     for (prompt, seed) in prompts.iter().zip(args.seed..) {
         let mut request = pipeline.request(prompt)?;
         (request.seed, request.steps, request.guidance) = (seed, args.steps, args.guidance);
-        request.frames = args.frames.unwrap_or(request.frames);
-        request.height = args.height.unwrap_or(request.height);
-        request.width = args.width.unwrap_or(request.width);
+        args.size.apply(&mut request);
         all.push(pipeline.latents(&request, &mut Unobserved)?);
     }
     Ok(all)

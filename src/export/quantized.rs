@@ -1,16 +1,18 @@
-//! The file of quantized weights of a component.
+//! What of a component is quantized, and the file of its quantized weights.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::panic::resume_unwind;
+use std::path::Path;
 use std::sync::mpsc;
 use std::thread;
 
 use cogvx_calibration::compensate::Compensation;
-use cogvx_calibration::plan::{Layer, Plan};
+use cogvx_calibration::plan::{Layer, Plan, Scheme};
 use cogvx_calibration::round::{Rounded, round};
+use cogvx_calibration::smooth::smooth;
 use cogvx_calibration::table::Table;
-use cogvx_graphs::graph::{Weight, WeightPart};
+use cogvx_graphs::graph::{Graph, Weight, WeightPart};
 use cogvx_graphs::onnx::Placement;
 use cogvx_graphs::pass::Target;
 use cogvx_graphs::quantized::LinearForm;
@@ -19,9 +21,9 @@ use cogvx_graphs::{DType, Weights};
 use rayon::iter::{IndexedParallelIterator as _, IntoParallelIterator as _, ParallelIterator as _};
 use rayon::slice::ParallelSliceMut as _;
 
-use super::ExportError;
 use super::convert::{decode, encode};
 use super::lora::Merges;
+use super::{Component, ExportError, ExportOptions};
 use crate::bundle::BundleWriter;
 
 /// The file's name.
@@ -30,6 +32,33 @@ const FILE: &str = "quantized.safetensors";
 const BLOCK: usize = 1 << 18;
 /// Columns of a weight that a thread transposes at a time.
 const STRIP: usize = 64;
+
+/// How the layers of a component are quantized.
+pub(super) fn plan(
+    scheme: Scheme,
+    options: &ExportOptions,
+    table: Option<&Table>,
+    (component, weights, merges): (Component, &Weights, &Merges),
+    graph: &Graph,
+) -> Result<Plan, ExportError> {
+    let mut plan = Plan::new(graph, scheme, options.target);
+    plan.layers.retain(|layer, _| options.layers.has(&format!("{}/{layer}", component.name())));
+    if let Some(table) = table {
+        let read = |name: &str| -> Result<Vec<f32>, ExportError> {
+            let tensor = weights.get(name).expect("the graph was built from these weights");
+            let mut numbers = vec![];
+            decode(&weights.read(tensor)?, tensor.dtype, &mut numbers);
+            if let Some(delta) = merges.of(tensor)? {
+                delta.add(0, &mut numbers);
+            }
+            Ok(numbers)
+        };
+        let path = options.calibration.as_deref().unwrap_or(Path::new(""));
+        plan.place(table, path, component.name())?;
+        smooth(&mut plan, graph, (table, options.observer), &read)?;
+    }
+    Ok(plan)
+}
 
 /// Where each part of each quantized weight is in the file.
 pub(super) struct Quantized<'a> {
