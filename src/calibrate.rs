@@ -65,11 +65,17 @@ impl<F: FnMut(usize, usize)> Observer for Watcher<'_, F> {
             match seen {
                 Seen::Least => bounds.entry(place).or_default()[0] = numbers(output),
                 Seen::Greatest => bounds.entry(place).or_default()[1] = numbers(output),
-                Seen::Rows => {}
+                Seen::Minimum => {
+                    let [least, greatest] = [seen, Seen::Maximum].map(|seen| numbers(&seen.output_of(place)));
+                    if let ([least], [greatest]) = (&least[..], &greatest[..]) {
+                        self.table.see_value(&format!("{component}/{place}"), [*least, *greatest]);
+                    }
+                }
+                Seen::Rows | Seen::Maximum => {}
             }
         }
         for (place, [least, greatest]) in bounds {
-            let rows = numbers(&format!("{place}/rows"));
+            let rows = numbers(&Seen::Rows.output_of(place));
             let place = self.table.places.entry(format!("{component}/{place}")).or_default();
             place.see(range, self.keep.ranges, &least, &greatest);
             place.sample(&rows, self.keep.rows);

@@ -11,3 +11,4 @@ pub mod round;
 pub mod scales;
 pub mod smooth;
 pub mod table;
+pub mod values;

@@ -1,4 +1,4 @@
-//! The calibration table: what the inputs of linear layers were while the float model ran.
+//! The calibration table: what the inputs of linear layers were while the float model ran, and how large all values became.
 //!
 //! A safetensors file. For each place `P` that layers read from (`<component>/<weight of its first layer>`):
 //!
@@ -9,8 +9,9 @@
 //! | `P/rows` | F32 | `[rows, features]`, a sample of all tokens seen |
 //!
 //! `__metadata__` has `format` (`cogvx-calibration`), `version`, `checkpoint` (the fingerprint of the weights), `layers` (JSON: the
-//! place of each layer), `histograms` (JSON: width of the bins of each place), `seen` (JSON: tokens seen at each place)
-//! and `runs` (JSON: what was run).
+//! place of each layer), `histograms` (JSON: width of the bins of each place), `seen` (JSON: tokens seen at each place),
+//! `values` (JSON: the least and greatest number of each value, by `<component>/<name>`, see [`crate::values`]) and `runs`
+//! (JSON: what was run).
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -25,7 +26,7 @@ use crate::histogram::{BINS, Histogram};
 /// Value of `format`.
 const FORMAT: &str = "cogvx-calibration";
 /// Value of `version`.
-const VERSION: &str = "1";
+const VERSION: &str = "2";
 /// Most bytes of tensors in a table: 5B's at 256 rows a place take 1.5 GB.
 const MOST_BYTES: u64 = 2 << 30;
 /// Most step ranges.
@@ -99,6 +100,8 @@ pub struct Table {
     pub layers: BTreeMap<String, String>,
     /// By name.
     pub places: BTreeMap<String, Place>,
+    /// The least and greatest number of each value, by `<component>/<name>`.
+    pub values: BTreeMap<String, [f32; 2]>,
     /// What was run.
     pub runs: Vec<Run>,
 }
@@ -157,6 +160,12 @@ fn mixed(n: u64) -> u64 {
 }
 
 impl Table {
+    /// Take in the least and the greatest number of a value.
+    pub fn see_value(&mut self, name: &str, [least, greatest]: [f32; 2]) {
+        let seen = self.values.entry(name.into()).or_insert([f32::INFINITY, f32::NEG_INFINITY]);
+        *seen = [seen[0].min(least), seen[1].max(greatest)];
+    }
+
     /// Take in all that `other` has seen, keeping at most `most` rows a place.
     ///
     /// # Errors
@@ -193,6 +202,9 @@ impl Table {
             ours.histogram.merge(&theirs.histogram);
             ours.seen = seen + theirs.seen;
         }
+        for (name, &bounds) in &other.values {
+            self.see_value(name, bounds);
+        }
         self.layers.extend(other.layers.clone());
         self.runs.extend(other.runs.clone());
         Ok(())
@@ -213,7 +225,8 @@ impl Table {
             serde_json::json!({
                 "format": FORMAT, "version": VERSION, "checkpoint": self.checkpoint,
                 "layers": json(serde_json::json!(self.layers)), "histograms": json(serde_json::json!(widths)),
-                "seen": json(serde_json::json!(seen)), "runs": json(serde_json::json!(self.runs)),
+                "seen": json(serde_json::json!(seen)), "values": json(serde_json::json!(self.values)),
+                "runs": json(serde_json::json!(self.runs)),
             }),
         );
         let mut end = 0;
@@ -304,9 +317,16 @@ impl Table {
         let mut table = Self {
             checkpoint: text("checkpoint")?.into(),
             runs: json(path, "runs", text("runs")?)?,
+            values: json(path, "values", text("values")?)?,
             layers,
             ..Self::default()
         };
+        if let Some((name, [least, greatest])) =
+            table.values.iter().find(|(_, [a, b])| !(a <= b && (b - a).is_finite()))
+        {
+            let found = format!("{least} and {greatest} of `{name}`");
+            return Err(wrong_metadata(path, "values", "the least and the greatest number of each value", &found));
+        }
         for name in table.layers.values() {
             if !table.places.contains_key(name) {
                 let place = read_place(path, file, name, &widths, &seen)?;
