@@ -9,11 +9,14 @@ use std::path::Path;
 use cogvx::bundle::WeightsMode;
 use cogvx::export::{ExportOptions, VideoShape};
 use cogvx::verify::{Limits, Reference, Row, verify};
+use cogvx_calibration::plan::Scheme;
 use cogvx_graphs::DType;
+use cogvx_graphs::pass::Target;
 use serde_json::Value;
 
 use common::{
-    REFUSED, bundle_of, checkpoints, cogvx, compare, edited, fixture, floats, fresh_folder, pipeline, references,
+    REFUSED, bundle_of, calibrated, checkpoints, cogvx, compare, edited, fixture, floats, fresh_folder, pipeline,
+    references,
 };
 use common::{said, stem};
 
@@ -167,6 +170,31 @@ fn weights_stored_in_16_bits_stay_within_the_limits_of_their_precision() {
         }
     }
     println!("{table}");
+    assert!(failures.is_empty(), "\n{failures}");
+}
+
+#[test]
+fn quantized_weights_stay_within_the_limits_of_their_scheme() {
+    let (mut failures, mut figures_of_all) = (String::new(), header());
+    let folder = fresh_folder();
+    for (name, reference) in [("2b-fp32", "2b-fp32-plain"), ("5b", "5b-plain")] {
+        let checkpoint = fixture(name);
+        let table = calibrated(&checkpoint, folder.path());
+        for scheme in Scheme::ALL.into_iter().filter(|scheme| scheme.runs_on(Target::Cpu)) {
+            let folder = fresh_folder();
+            let options =
+                ExportOptions { quantize: Some(scheme), calibration: Some(table.clone()), ..ExportOptions::default() };
+            let (bundle, _) = bundle_of(&checkpoint, folder.path(), &options);
+            let rows = compare(&pipeline(&bundle), &fixture(&format!("references/{reference}.safetensors")));
+            let what = format!("{name} {}", scheme.name());
+            let _ = write!(figures_of_all, "\n{}", figures(&what, &rows));
+            failures += &differences(&what, &rows);
+            if worst(&rows, "transformer/") < 1e-3 {
+                let _ = writeln!(failures, "{what}: as exact as float");
+            }
+        }
+    }
+    println!("{figures_of_all}");
     assert!(failures.is_empty(), "\n{failures}");
 }
 
