@@ -151,13 +151,14 @@ def table(places, ranges, rows, **changes):
             header[f"{name}/{part}"] = tensor_of("I64" if part == "histogram" else "F32", shape, end, end + size)
             end += size
         bins[name] = 0.01
-    metadata = {"format": "cogvx-calibration", "version": "1", "checkpoint": "0123", "layers": compact({n: n for n in places}),
-                "histograms": compact(bins), "seen": compact({n: 7 for n in places}), "runs": "[]"}
+    metadata = {"format": "cogvx-calibration", "version": "2", "checkpoint": "0123", "layers": compact({n: n for n in places}),
+                "histograms": compact(bins), "seen": compact({n: 7 for n in places}), "values": "{}", "runs": "[]"}
     return f"{end}\n" + compact({"__metadata__": metadata | changes, **header})
 
 
+values = {"transformer/a": [-1, 2.5], "vae_decoder/b/Conv.1": [0, 0]}
 run = {"prompt": "fox", "seed": 3, "steps": 25, "guidance": 6.0, "size": [9, 64, 64]}
 seed("table", "one", table({"transformer/a": 4}, 2, 3), "\n--\n", filling)
-seed("table", "two", table({"transformer/a": 4, "text_encoder/b": 2}, 1, 16, runs=compact([run])), "\n--\n", filling)
+seed("table", "two", table({"transformer/a": 4, "text_encoder/b": 2}, 1, 16, runs=compact([run]), values=compact(values)), "\n--\n", filling)
 seed("table", "shared", table({"transformer/a": 2}, 4, 2, layers=compact({"x": "transformer/a", "y": "transformer/a"})), "\n--\n", filling)
 seed("table", "zeros", table({"transformer/a": 4}, 2, 3))

@@ -4,6 +4,7 @@ mod convert;
 mod lora;
 mod options;
 mod quantized;
+mod range;
 mod storage;
 
 use std::collections::BTreeMap;
@@ -75,6 +76,19 @@ pub enum ExportError {
         "`--quantize {scheme}`: expected `--calibration TABLE`, found none: make one with `cogvx calibrate`, or quantize to `int8-weight`"
     )]
     NoTable { scheme: &'static str },
+    /// A table that nothing would be done with.
+    #[error(
+        "`--calibration`: expected `--quantize`, or a `--target` that computes in fp16, found neither: the table would not be used"
+    )]
+    UnusedTable,
+    /// Numbers handed from run to run that `float16` does not hold.
+    #[error(
+        "`{}`: `{value}` reached {magnitude:e}, but fp16 ends at 65504: export with `--precision bf16`, or `fp32`, or force it with `--allow-overflow`", table.display()
+    )]
+    Overflow { table: PathBuf, value: String, magnitude: f32 },
+    /// A weight that `float16` does not hold.
+    #[error("`{}`: `{tensor}`: expected numbers that fp16 holds, at most 65504, found larger ones: export with `--precision bf16`, or `fp32`", file.display())]
+    WeightRange { file: PathBuf, tensor: String },
     /// A defect of cogvx: a pass made a graph that does not fit together.
     #[error("cannot lower `{graph}`: {problem}")]
     Lower { graph: String, problem: Problem },
@@ -101,6 +115,8 @@ pub struct Report {
     /// The layers that are quantized, `<component>/<weight>`.
     #[serde(skip)]
     pub quantized: Vec<String>,
+    /// Values kept in `float32` in a component that computes in `float16`, with their largest magnitudes in calibration.
+    pub fp32_islands: BTreeMap<String, f32>,
 }
 
 /// What became of one graph.
@@ -159,12 +175,13 @@ pub fn export(
         accuracy: DType::F32,
         observed: BTreeMap::new(),
         quantized: vec![],
+        fp32_islands: BTreeMap::new(),
     };
 
     for component in &options.components {
         let folder = checkpoint.join(component.checkpoint_folder());
         let weights = Weights::open(&folder, component.stem())?;
-        let mut graphs: Vec<(&str, Graph)> = vec![];
+        let mut graphs = vec![];
         for (name, part) in component.graphs() {
             started(&format!("{}/{name}", component.name()));
             let graph = match component {
@@ -173,16 +190,17 @@ pub fn export(
                 Component::VaeDecoder => vae::decoder(&configs.vae, &weights, sizes.decoder(*part), *part)?,
                 Component::VaeEncoder => vae::encoder(&configs.vae, &weights, sizes.encoder(*part), *part)?,
             };
-            graphs.push((name, graph));
+            graphs.push((*name, graph));
         }
         let merges = if *component == Component::Transformer { &merges } else { &Merges::default() };
-        bundle.add(*component, &weights, merges, &graphs)?;
+        bundle.add(*component, &weights, merges, graphs)?;
     }
     copy_folder(&writer, checkpoint, "tokenizer")?;
     copy_folder(&writer, checkpoint, "scheduler")?;
 
-    let Exporter { graphs, components, accuracy, observed, quantized, .. } = bundle;
-    let manifest = manifest(checkpoint, &configs, options, components, accuracy)?;
+    let Exporter { graphs, components, accuracy, observed, quantized, fp32_islands, .. } = bundle;
+    let mut manifest = manifest(checkpoint, &configs, options, components, accuracy)?;
+    manifest.fp32_islands.clone_from(&fp32_islands);
     let output = writer.finish(manifest)?;
     let files = Manifest::read(&output)?.files;
     let bytes = |origin| files.iter().filter(|f| f.origin == origin).map(|f| f.bytes).sum();
@@ -194,6 +212,7 @@ pub fn export(
         graphs,
         observed,
         quantized,
+        fp32_islands,
     })
 }
 
@@ -331,6 +350,7 @@ struct Exporter<'a> {
     accuracy: DType,
     observed: BTreeMap<String, String>,
     quantized: Vec<String>,
+    fp32_islands: BTreeMap<String, f32>,
 }
 
 impl Exporter<'_> {
@@ -340,9 +360,14 @@ impl Exporter<'_> {
         component: Component,
         weights: &Weights,
         merges: &Merges,
-        graphs: &[(&str, Graph)],
+        mut graphs: Vec<(&'static str, Graph)>,
     ) -> Result<(), ExportError> {
         let compute = self.options.compute(weights);
+        if let (Some(table), Some(path), DType::F16) = (self.table, &self.options.calibration, compute) {
+            let islands;
+            (graphs, islands) = range::keep_large_wide(component, graphs, (table, path), self.options.allow_overflow)?;
+            self.fp32_islands.extend(islands);
+        }
         // Graphs of a component that share weights differ in no linear layer.
         let plan = match self.options.quantize {
             Some(scheme) => {
@@ -353,7 +378,7 @@ impl Exporter<'_> {
         let layers = plan.iter().flat_map(|plan| plan.layers.keys());
         self.quantized.extend(layers.map(|layer| format!("{}/{layer}", component.name())));
         let mut lowered = vec![];
-        for (name, graph) in graphs {
+        for (name, graph) in &graphs {
             let failed = |mut problems: Vec<Problem>| ExportError::Lower {
                 graph: format!("{}/{name}", component.name()),
                 problem: problems.swap_remove(0),
@@ -467,6 +492,7 @@ fn manifest(
         components,
         config: config.collect::<Result<_, ExportError>>()?,
         verdict: None,
+        fp32_islands: BTreeMap::new(),
         files: vec![],
     })
 }

@@ -3,6 +3,7 @@
 pub mod compensate;
 pub mod float8;
 pub mod histogram;
+pub mod islands;
 pub mod metrics;
 pub mod observe;
 pub mod plan;

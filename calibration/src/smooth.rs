@@ -217,12 +217,14 @@ impl<'a> Look<'a> {
     }
 
     fn lone_norm(&self, x: usize) -> Option<usize> {
+        let x = self.through_precision(x);
         let lone = self.readers[x].len() == 1;
         let norm = matches!(self.maker(x)?.op, Op::LayerNorm { .. } | Op::RmsNorm { .. });
         (lone && norm).then_some(x)
     }
 
     fn lone_layer(&self, x: usize) -> Option<Origin> {
+        let x = self.through_precision(x);
         let lone = self.readers[x].len() == 1;
         self.layer(self.maker(x)?).filter(|_| lone).map(Origin::Rows)
     }

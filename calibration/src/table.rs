@@ -369,6 +369,12 @@ impl Table {
         Ok(name)
     }
 
+    /// What is wrong with a table, read from `path`, that does not tell of `value`.
+    #[must_use]
+    pub fn lacks_value(&self, path: &Path, value: &str) -> TableError {
+        wrong_metadata(path, "values", &format!("the least and the greatest number of `{value}`"), "none")
+    }
+
     /// Find that the table is of the checkpoint with this fingerprint.
     ///
     /// # Errors

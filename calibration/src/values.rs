@@ -30,6 +30,7 @@ impl ValueNames {
         let count = self.counts.entry((node.path.clone(), kind)).or_default();
         *count += 1;
         let number = if *count == 1 { String::new() } else { format!(".{}", *count - 1) };
-        Some(format!("{}/{kind}{number}", node.path))
+        let layer = if node.path.is_empty() { String::new() } else { format!("{}/", node.path) };
+        Some(format!("{layer}{kind}{number}"))
     }
 }

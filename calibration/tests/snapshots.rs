@@ -3,10 +3,13 @@
 #[path = "../../graphs/tests/common/mod.rs"]
 mod common;
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fmt::Write as _;
 
 use cogvx_calibration::histogram::Clip;
+use cogvx_calibration::islands::Islands;
+use cogvx_calibration::observe::{Observe, Seen};
 use cogvx_calibration::plan::{Plan, Scheme};
 use cogvx_calibration::quantize::Quantize;
 use cogvx_calibration::scales::settled;
@@ -66,6 +69,36 @@ fn every_scheme_on_every_target_that_has_kernels_for_it() {
             assert_snapshot!(format!("{}_on_{name}", scheme.name()), block(&lowered(&graph, &plan, compute)));
         }
     }
+}
+
+#[test]
+fn what_float16_does_not_hold_is_an_island_of_float32() {
+    let graph = built(transformer);
+    let mut names = Observe::new(1);
+    let observed = pass::run(&mut names, &graph).unwrap_or_else(|problems| panic!("{problems:?}"));
+    let large = ["attn1.to_v/Linear", "ff.net.0.proj/Linear"].map(|end| format!("transformer_blocks.0.{end}"));
+    let bounds: BTreeMap<_, _> = observed
+        .outputs()
+        .iter()
+        .filter_map(|output| Seen::of_output(&output.name).filter(|(_, seen)| *seen == Seen::Minimum))
+        .map(|(name, _)| {
+            let most = if large.iter().any(|large| large == name) { 1e5 } else { 10.0 };
+            (format!("transformer/{name}"), [-most, 1.0])
+        })
+        .collect();
+    let mut islands = Islands::new(&bounds, "transformer");
+    let wide = pass::run(&mut islands, &graph).unwrap_or_else(|problems| panic!("{problems:?}"));
+    assert_eq!(islands.unknown(), None);
+    let found: Vec<_> = islands.found().iter().map(|(name, most)| format!("{name} {most}")).collect();
+    assert_eq!(
+        found,
+        [
+            "transformer/transformer_blocks.0.attn1.to_v/Linear 100000",
+            "transformer/transformer_blocks.0.ff.net.0.proj/Linear 100000"
+        ]
+    );
+    let plan = Plan { target: Target::TensorRt, layers: BTreeMap::new(), norms: BTreeMap::new() };
+    assert_snapshot!("fp32_islands", block(&lowered(&wide, &plan, DType::F16)));
 }
 
 #[test]

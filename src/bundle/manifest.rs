@@ -33,6 +33,9 @@ pub struct Manifest {
     /// How linear layers are quantized, such as `int8`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quantization: Option<String>,
+    /// Values that components computing in `float16` keep in `float32`, with their largest magnitudes in calibration.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub fp32_islands: BTreeMap<String, f32>,
     /// The target asked for, such as `cpu`.
     pub target: String,
     /// Sizes the graphs are fixed to.

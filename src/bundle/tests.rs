@@ -42,6 +42,7 @@ fn manifest() -> Manifest {
         components: [("vae".into(), Component { graphs: vec![graph], weights: Vec::new() })].into(),
         config: [("vae".into(), json!({ "scaling_factor": 0.7 }))].into(),
         verdict: None,
+        fp32_islands: [].into(),
         files: Vec::new(),
     }
 }

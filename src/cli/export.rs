@@ -40,8 +40,8 @@ pub(super) struct Args {
     /// Quantize the linear layers of the text encoder and the transformer
     #[arg(long)]
     quantize: Option<Quantize>,
-    /// What `cogvx calibrate` saw of the checkpoint: quantization loses less with it
-    #[arg(long, value_name = "TABLE", requires = "quantize")]
+    /// What `cogvx calibrate` saw of the checkpoint: quantization loses less with it, and what fp16 does not hold stays fp32
+    #[arg(long, value_name = "TABLE")]
     calibration: Option<PathBuf>,
     /// Leave layers in float whose names have one of these parts, such as `attn1.to_q` or `transformer_blocks.0.`
     #[arg(long, value_name = "NAMES", value_delimiter = ',', requires = "quantize")]
@@ -55,6 +55,9 @@ pub(super) struct Args {
     /// How the range of features is chosen where they have one scale
     #[arg(long, default_value = "min-max", requires = "calibration")]
     observer: Observer,
+    /// Export even where calibration saw numbers that fp16 does not hold and cogvx cannot keep in fp32
+    #[arg(long, requires = "calibration")]
+    allow_overflow: bool,
     /// The runtime to write the graphs for
     #[arg(long, default_value = "cpu")]
     target: Target,
@@ -155,6 +158,7 @@ impl Args {
             layers: self.layers()?,
             calibration: self.calibration.clone(),
             observer: self.observer.clip(),
+            allow_overflow: self.allow_overflow,
             target: match self.target {
                 Target::Cpu => GraphTarget::Cpu,
                 Target::Cuda => GraphTarget::Cuda,
@@ -276,5 +280,13 @@ fn summary(report: &Report) -> String {
         bytes.iter().filter(|(n, _)| *n > 0).map(|(n, how)| format!("{} {how}", HumanBytes(*n))).collect();
     let merged: usize = report.graphs.iter().map(|g| g.merged).sum();
     let merged = if merged > 0 { format!("LoRA merged into {merged} weights\n") } else { String::new() };
-    format!("{table}\n{merged}{}: {}\n", report.output.display(), bytes.join(", "))
+    format!("{table}\n{merged}{}{}: {}\n", islands(report), report.output.display(), bytes.join(", "))
+}
+
+/// What stays in `float32` although the rest computes in `float16`.
+fn islands(report: &Report) -> String {
+    let mut largest: Vec<_> = report.fp32_islands.iter().collect();
+    largest.sort_by(|a, b| b.1.total_cmp(a.1));
+    let Some((name, magnitude)) = largest.first() else { return String::new() };
+    format!("{} values stay fp32, which fp16 would not hold; the largest, {name}, reached {magnitude}\n", largest.len())
 }

@@ -23,12 +23,14 @@ pub struct ExportOptions {
     pub quantize: Option<Scheme>,
     /// Which of the layers that can be quantized are.
     pub layers: LayerChoice,
-    /// The table that `cogvx calibrate` made of the checkpoint, for quantization.
+    /// The table that `cogvx calibrate` made of the checkpoint, for quantization and for what `float16` does not hold.
     pub calibration: Option<PathBuf>,
     /// What features are cut off by, where they have one scale.
     pub observer: Clip,
     /// Make the graphs tell what their linear layers read, with so many rows of each, for calibration.
     pub observe: Option<usize>,
+    /// Whether numbers that calibration saw overflow `float16`, where nothing can be done, are let through.
+    pub allow_overflow: bool,
     /// The runtime the graphs are written for.
     pub target: Target,
     /// Whether weights are linked or copied.
@@ -79,6 +81,7 @@ impl Default for ExportOptions {
             calibration: None,
             observer: Clip::default(),
             observe: None,
+            allow_overflow: false,
             target: Target::Cpu,
             weights: WeightsMode::Auto,
             loras: vec![],
@@ -91,9 +94,12 @@ impl Default for ExportOptions {
 }
 
 impl ExportOptions {
-    /// Whether the target has kernels for the scheme, and the scheme its table.
+    /// Whether the target has kernels for the scheme, the scheme its table, and the table its use.
     pub(super) fn check_scheme(&self) -> Result<(), ExportError> {
-        let Some(scheme) = self.quantize else { return Ok(()) };
+        let Some(scheme) = self.quantize else {
+            let used = self.calibration.is_none() || self.target != Target::Cpu;
+            return if used { Ok(()) } else { Err(ExportError::UnusedTable) };
+        };
         let (target, name) = (target_name(self.target), scheme.name());
         if !scheme.runs_on(self.target) {
             let instead = if self.target == Target::TensorRt { Scheme::Int8Static } else { Scheme::Int8Weight };

@@ -17,6 +17,7 @@ use super::ExportError;
 use super::convert::{convert, decode, encode};
 use super::lora::{Delta, Merges};
 use super::quantized::Quantized;
+use super::range::overflowed;
 use crate::bundle::{BundleWriter, WeightsMode};
 
 /// Weights of up to this many bytes stand in the graph file: each file mapping costs a page, and there are hundreds.
@@ -106,6 +107,7 @@ impl<'a> Storage<'a> {
             let mut scratch = Scratch { bytes: self.weights.read(tensor)?, ..Scratch::default() };
             let mut bytes = vec![];
             scratch.rewrite(0, tensor.dtype, weight.stored, self.merges.of(tensor)?.as_ref(), &mut bytes);
+            self.check_range(tensor, weight.stored, &bytes)?;
             return Ok(Placement::Inline(bytes));
         }
         self.used.insert(tensor.file);
@@ -164,6 +166,15 @@ impl<'a> Storage<'a> {
         })
     }
 
+    /// Find that what `tensor` was rewritten to is not beyond the range of `dtype`.
+    fn check_range(&self, tensor: &Tensor, dtype: DType, bytes: &[u8]) -> Result<(), ExportError> {
+        if dtype != DType::F16 || !overflowed(bytes) {
+            return Ok(());
+        }
+        let file = self.weights.files()[tensor.file].real.clone();
+        Err(ExportError::WeightRange { file, tensor: tensor.name.clone() })
+    }
+
     /// Fill blocks with the rewritten weights, one after the other, until nobody takes them.
     fn make_blocks(&self, empty: &Receiver<Vec<u8>>, full: &SyncSender<Vec<u8>>) -> Result<(), ExportError> {
         let mut scratch = Scratch::default();
@@ -177,6 +188,7 @@ impl<'a> Storage<'a> {
                 self.weights.read_into(tensor, at, &mut scratch.bytes)?;
                 let first = usize::try_from(at).unwrap_or(usize::MAX) / tensor.dtype.size();
                 scratch.rewrite(first, tensor.dtype, dtype, delta.as_ref(), &mut block);
+                self.check_range(tensor, dtype, &block)?;
                 if full.send(block).is_err() {
                     return Ok(());
                 }

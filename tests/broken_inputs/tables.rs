@@ -95,9 +95,9 @@ fn damaged_tables_are_refused() {
         ),
         export(
             "a table of another version",
-            |s| metadata(s, "version", "2"),
+            |s| metadata(s, "version", "1"),
             "`TABLE`: expected a calibration table as `cogvx calibrate` writes it: `__metadata__` `version` \
-             of `1`, found `2`",
+             of `2`, found `1`",
         ),
         export(
             "a table of another checkpoint",
@@ -110,7 +110,7 @@ fn damaged_tables_are_refused() {
             "a table without metadata",
             |s| {
                 table(s);
-                s.header(TABLE, |h| h["__metadata__"] = json!({"format": "cogvx-calibration", "version": "1"}));
+                s.header(TABLE, |h| h["__metadata__"] = json!({"format": "cogvx-calibration", "version": "2"}));
             },
             "`TABLE`: expected a calibration table as `cogvx calibrate` writes it: `__metadata__` `layers` \
              of a text, found none",
@@ -120,6 +120,25 @@ fn damaged_tables_are_refused() {
             |s| metadata(s, "layers", "{"),
             "`TABLE`: expected a calibration table as `cogvx calibrate` writes it: `__metadata__` `layers` \
              of JSON, found EOF while parsing an object at line 1 column 1",
+        ),
+        export(
+            "values that are no numbers",
+            |s| metadata(s, "values", "{\"a\": [0, null]}"),
+            "`TABLE`: expected a calibration table as `cogvx calibrate` writes it: `__metadata__` `values` \
+             of JSON, found invalid type: null, expected f32 at line 1 column 14",
+        ),
+        export(
+            "a value whose least number is its greatest",
+            |s| metadata(s, "values", "{\"a\": [1, -1]}"),
+            "`TABLE`: expected a calibration table as `cogvx calibrate` writes it: `__metadata__` `values` \
+             of the least and the greatest number of each value, found 1 and -1 of `a`",
+        ),
+        refused(
+            "a table that lacks a value, for fp16",
+            "cogvx-export CKPT -o OUT --components transformer --target cuda --precision fp16 --calibration TABLE",
+            |s| metadata(s, "values", "{\"transformer/a\": [0, 1]}"),
+            "`TABLE`: expected a calibration table as `cogvx calibrate` writes it: `__metadata__` `values` \
+             of the least and the greatest number of `transformer/Mul`, found none",
         ),
         export(
             "a table without layers",
@@ -330,8 +349,8 @@ fn schemes_that_cannot_be_are_refused_with_one_that_can() {
             "a table without a scheme",
             "cogvx-export CKPT -o OUT --calibration TABLE",
             table,
-            "the following required arguments were not provided:\n\
-             \x20 --quantize <QUANTIZE>",
+            "`--calibration`: expected `--quantize`, or a `--target` that computes in fp16, found neither: the \
+             table would not be used",
         ),
     ];
     check("2b-fp32", &cases);

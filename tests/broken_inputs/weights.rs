@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::scene::{Scene, safetensors};
-use crate::{check, export};
+use crate::{check, export, refused};
 
 const DIT: &str = "CKPT/transformer/diffusion_pytorch_model.safetensors";
 const VAE: &str = "CKPT/vae/diffusion_pytorch_model.safetensors";
@@ -475,6 +475,38 @@ fn tensors_that_do_not_fit_the_model_are_all_named() {
              \x20 `time_embedding.linear_1.bias`: expected [24], not in checkpoint\n\
              \x20 (and so on)\n\
              \x20 … and 44 more",
+        ),
+    ];
+    check("2b-fp32", &cases);
+}
+
+/// Make a number of a tensor larger than fp16 holds.
+fn enlarge(scene: &Scene, tensor: &str) {
+    scene.tensors(DIT, |tensors| {
+        let (_, _, bytes) = tensors.get_mut(tensor).expect("a tensor of the fixture");
+        bytes[..4].copy_from_slice(&7e4_f32.to_le_bytes());
+    });
+}
+
+#[test]
+fn weights_that_fp16_does_not_hold_are_refused() {
+    let line = "cogvx-export CKPT -o OUT --components transformer --precision fp16";
+    let cases = [
+        refused(
+            "a large weight, beside the graph",
+            line,
+            |s| enlarge(s, "transformer_blocks.0.attn1.to_v.weight"),
+            "`CKPT/transformer/diffusion_pytorch_model.safetensors`: `transformer_blocks.0.attn1.to_v.weight`: \
+             expected numbers that fp16 holds, at most 65504, found larger ones: export with `--precision \
+             bf16`, or `fp32`",
+        ),
+        refused(
+            "a large bias, in the graph",
+            line,
+            |s| enlarge(s, "transformer_blocks.0.attn1.to_v.bias"),
+            "`CKPT/transformer/diffusion_pytorch_model.safetensors`: `transformer_blocks.0.attn1.to_v.bias`: \
+             expected numbers that fp16 holds, at most 65504, found larger ones: export with `--precision \
+             bf16`, or `fp32`",
         ),
     ];
     check("2b-fp32", &cases);

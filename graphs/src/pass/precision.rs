@@ -35,8 +35,13 @@ impl Precision {
         if !value.dtype().is_float() || value.dtype() == dtype {
             return value;
         }
-        if let Source::Constant(constant) = value.source() {
-            return value.graph.constant(convert(&constant, dtype));
+        match value.source() {
+            Source::Constant(constant) => return value.graph.constant(convert(&constant, dtype)),
+            // Scales are made for the layer: they are stored as it reads them.
+            Source::Weight(weight) if weight.part == WeightPart::Scales => {
+                return value.graph.weight(Weight { stored: dtype, ..weight }, dtype);
+            }
+            _ => {}
         }
         let id = *self.casts.entry((value.id(), dtype)).or_insert_with(|| value.cast(dtype).id());
         value.graph.value(id)
@@ -61,8 +66,7 @@ impl Pass for Precision {
     fn weight<'g>(&mut self, weight: &Weight, dtype: DType, out: &'g Graph) -> Value<'g> {
         match weight.part {
             WeightPart::Whole => {}
-            WeightPart::Scales => return out.weight(Weight { stored: self.compute, ..weight.clone() }, self.compute),
-            WeightPart::Values | WeightPart::ZeroPoints => return out.weight(weight.clone(), dtype),
+            _ => return out.weight(weight.clone(), dtype),
         }
         let stored = self.stored.filter(|s| s.size() <= weight.stored.size()).unwrap_or(weight.stored);
         out.weight(Weight { stored, ..weight.clone() }, stored)
