@@ -15,7 +15,7 @@ use crate::runtime::{Input, NodeRun, Session};
 use crate::stats::{Memory, Meter, cpu_seconds};
 
 pub use groups::{GroupTime, by_kind, by_operator};
-pub use verdict::{Verdict, verdict};
+pub use verdict::{Verdict, kept_float, verdict};
 
 /// A component that can be timed alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]

@@ -4,6 +4,7 @@ mod bench;
 mod calibrate;
 mod export;
 mod interrupt;
+mod layers;
 mod loras;
 mod progress;
 mod prompts;

@@ -39,6 +39,11 @@ const KINDS: [(&str, &[&str]); 10] = [
 /// What is of no kind.
 const REST: &str = "all else";
 
+/// What the paths of the layers of a kind end with.
+pub(super) fn ends_of(name: &str) -> Option<&'static [&'static str]> {
+    KINDS.iter().find(|(kind, _)| *kind == name).map(|(_, ends)| *ends)
+}
+
 /// By the kind of layer: first those that can be quantized.
 #[must_use]
 pub fn by_kind(nodes: &[NodeTime]) -> Vec<GroupTime> {

@@ -4,10 +4,14 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 
+use super::groups::ends_of;
 use super::{GroupTime, Timing, by_kind};
 
 /// Quantized layers must be this much faster to be called so: what is closer is noise.
 const FASTER: f64 = 1.05;
+
+/// Said of layers that are better left as they are.
+const KEEP_FLOAT: &str = "keep float";
 
 /// A kind of layer in a float bundle and in a quantized one.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -54,6 +58,27 @@ pub fn verdict(float: &Timing, quantized: &Timing) -> Vec<Verdict> {
     by_kind(&quantized.nodes).into_iter().filter_map(compare).collect()
 }
 
+/// The ends of the names of the layers that a verdict, as it is stored in a manifest, leaves in float.
+///
+/// # Errors
+/// What is there instead of a verdict.
+pub fn kept_float(stored: &serde_json::Value) -> Result<Vec<String>, String> {
+    let Some(rows) = stored["layers"].as_array() else {
+        return Err("expected `layers`, found none".into());
+    };
+    let mut kept = vec![];
+    for row in rows {
+        let text =
+            |field: &str| row[field].as_str().ok_or_else(|| format!("expected `{field}` of each kind, found none"));
+        let (group, verdict) = (text("group")?, text("verdict")?);
+        if verdict == KEEP_FLOAT {
+            let ends = ends_of(group).ok_or_else(|| format!("expected a kind of layer, found `{group}`"))?;
+            kept.extend(ends.iter().map(|end| format!(".{end}.")));
+        }
+    }
+    Ok(kept)
+}
+
 fn judge(float: &GroupTime, group: &GroupTime, speedup: f64) -> &'static str {
     let kernels = |group: &GroupTime| group.operators.iter().cloned().collect::<BTreeSet<_>>();
     if kernels(float) == kernels(group) {
@@ -61,7 +86,7 @@ fn judge(float: &GroupTime, group: &GroupTime, speedup: f64) -> &'static str {
     } else if speedup >= FASTER {
         "quantize"
     } else {
-        "keep float"
+        KEEP_FLOAT
     }
 }
 
@@ -109,5 +134,8 @@ mod tests {
             ("attention itself", 2.0, "same"),
         ];
         assert_eq!(found, expected.map(|(group, speedup, verdict)| (group.to_string(), speedup, verdict)));
+        let stored = serde_json::json!({"layers": verdict(&float, &quantized)});
+        assert_eq!(kept_float(&stored), Ok([".attn1.to_out.0.", ".ff.net.2."].map(String::from).to_vec()));
+        assert_eq!(kept_float(&serde_json::json!({})), Err("expected `layers`, found none".into()));
     }
 }

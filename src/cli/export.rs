@@ -1,9 +1,8 @@
 //! `cogvx export`.
 
-use std::io::{Read as _, Write};
+use std::io::Write;
 use std::path::PathBuf;
 
-use anyhow::Context as _;
 use clap::{Args as ClapArgs, ValueEnum};
 use cogvx_calibration::histogram::Clip;
 use cogvx_calibration::plan::Scheme;
@@ -12,12 +11,11 @@ use cogvx_graphs::pass::Target as GraphTarget;
 use indicatif::HumanBytes;
 
 use super::Answer;
+use super::layers::{Asked, Layers};
 use super::loras::Loras;
 use super::progress::Progress;
 use crate::bundle::WeightsMode;
-use crate::calibrate::fingerprint;
-use crate::export::{Component, ExportOptions, LayerChoice, Report, VideoShape, export};
-use crate::sensitivity::Ranking;
+use crate::export::{Component, ExportOptions, Report, VideoShape, export};
 
 /// Turn a checkpoint into a bundle of ONNX graphs
 ///
@@ -38,20 +36,16 @@ pub(super) struct Args {
     #[arg(long)]
     precision: Option<Precision>,
     /// Quantize the linear layers of the text encoder and the transformer
-    #[arg(long)]
-    quantize: Option<Quantize>,
+    ///
+    /// `SCHEME:auto` ranks the layers first, as `cogvx sensitivity` does by itself, and leaves the worst in float until the
+    /// rest loses at most `--max-loss`.
+    #[arg(long, value_name = "SCHEME", value_parser = Asked::parser())]
+    quantize: Option<Asked>,
     /// What `cogvx calibrate` saw of the checkpoint: quantization loses less with it, and what fp16 does not hold stays fp32
     #[arg(long, value_name = "TABLE")]
     calibration: Option<PathBuf>,
-    /// Leave layers in float whose names have one of these parts, such as `attn1.to_q` or `transformer_blocks.0.`
-    #[arg(long, value_name = "NAMES", value_delimiter = ',', requires = "quantize")]
-    keep_float: Vec<String>,
-    /// Leave the layers in float that `cogvx sensitivity` ranked worst, until the rest loses at most `--max-loss`
-    #[arg(long, value_name = "FILE", requires_all = ["quantize", "max_loss"])]
-    sensitivity: Option<PathBuf>,
-    /// Relative error of the latents that quantization may cost
-    #[arg(long, value_name = "X", requires = "sensitivity")]
-    max_loss: Option<f64>,
+    #[command(flatten)]
+    layers: Layers,
     /// How the range of features is chosen where they have one scale
     #[arg(long, default_value = "min-max", requires = "calibration")]
     observer: Observer,
@@ -79,9 +73,6 @@ pub(super) struct Args {
     #[arg(long)]
     json: bool,
 }
-
-/// Largest ranking of layers, in bytes.
-const MOST: u64 = 64 << 20;
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Precision {
@@ -148,14 +139,21 @@ enum Part {
 
 impl Args {
     fn options(&self) -> anyhow::Result<ExportOptions> {
+        let mut options = self.options_for_all_layers()?;
+        if let Some(asked) = self.quantize {
+            options.layers = self.layers.choose(asked, &self.checkpoint, &options)?;
+        }
+        Ok(options)
+    }
+
+    fn options_for_all_layers(&self) -> anyhow::Result<ExportOptions> {
         Ok(ExportOptions {
             precision: self.precision.map(|p| match p {
                 Precision::Fp32 => DType::F32,
                 Precision::Fp16 => DType::F16,
                 Precision::Bf16 => DType::BF16,
             }),
-            quantize: self.quantize.map(Quantize::scheme),
-            layers: self.layers()?,
+            quantize: self.quantize.map(|asked| asked.scheme.scheme()),
             calibration: self.calibration.clone(),
             observer: self.observer.clip(),
             allow_overflow: self.allow_overflow,
@@ -211,30 +209,6 @@ impl Part {
             Self::VaeDecoder => component == Component::VaeDecoder,
             Self::VaeEncoder => component == Component::VaeEncoder,
         }
-    }
-}
-
-impl Args {
-    /// The layers to quantize.
-    fn layers(&self) -> anyhow::Result<LayerChoice> {
-        let mut kept = self.keep_float.clone();
-        if let (Some(file), Some(scheme), Some(most)) = (&self.sensitivity, self.quantize, self.max_loss) {
-            let of = || format!("`{}`", file.display());
-            let opened = cogvx_graphs::source::open_regular(file)?;
-            let mut text = String::new();
-            opened.file.take(MOST).read_to_string(&mut text).with_context(of)?;
-            let ranking = Ranking::from_json(&text).map_err(|e| anyhow::anyhow!("{}: {e}", of()))?;
-            let (name, checkpoint) = (scheme.scheme().name(), fingerprint(&self.checkpoint, &self.loras.parse()?)?);
-            if ranking.scheme != name || ranking.checkpoint != checkpoint {
-                let (found, of_checkpoint) = (&ranking.scheme, &ranking.checkpoint);
-                anyhow::bail!(
-                    "{}: expected a ranking for `{name}` of the checkpoint {checkpoint}, found one for `{found}` of {of_checkpoint}",
-                    of()
-                );
-            }
-            kept.extend(ranking.kept(most));
-        }
-        Ok(if kept.is_empty() { LayerChoice::All } else { LayerChoice::AllBut(kept) })
     }
 }
 

@@ -1,12 +1,14 @@
 //! `cogvx sensitivity`.
 
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use anyhow::Context as _;
 use clap::{Args as ClapArgs, ValueEnum};
 use ndarray::ArrayD;
 
 use super::export::{Observer, Quantize};
+use super::loras::Loras;
 use super::progress::Progress;
 use super::size::Size;
 use super::{Answer, open_with, prompts};
@@ -35,17 +37,29 @@ pub(super) struct Args {
     /// What is quantized together
     #[arg(long, default_value = "kind")]
     by: By,
+    #[command(flatten)]
+    runs: Runs,
+    #[command(flatten)]
+    loras: Loras,
+    /// The ranking as a JSON file
+    #[arg(short, long)]
+    output: Option<PathBuf>,
+}
+
+/// What is run to see what quantizing does.
+#[derive(ClapArgs)]
+struct Runs {
     /// Prompts, one a line [default: CHECKPOINT/prompts.txt, or a set that comes with cogvx]
     #[arg(long)]
     prompts: Option<PathBuf>,
     /// How many of the prompts are run
-    #[arg(long, default_value_t = 2)]
+    #[arg(long, default_value_t = Self::default().samples)]
     samples: usize,
     /// Denoising steps
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = Self::default().steps)]
     steps: usize,
     /// Guidance scale; up to 1 means none
-    #[arg(long, default_value_t = 6.0)]
+    #[arg(long, default_value_t = Self::default().guidance)]
     guidance: f64,
     /// Seed of the first prompt's noise; the next one's is one greater
     #[arg(long, default_value_t = 0)]
@@ -55,9 +69,12 @@ pub(super) struct Args {
     /// Threads of ONNX Runtime [default: one a core]
     #[arg(long, default_value_t = 0, hide_default_value = true, value_parser = super::threads())]
     threads: usize,
-    /// The ranking as a JSON file
-    #[arg(short, long)]
-    output: Option<PathBuf>,
+}
+
+impl Default for Runs {
+    fn default() -> Self {
+        Self { prompts: None, samples: 2, steps: 10, guidance: 6.0, seed: 0, size: Size::default(), threads: 0 }
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -71,34 +88,19 @@ enum By {
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
-    let prompts = prompts::read(args.prompts.as_deref(), &[&args.checkpoint])?;
-    let prompts: Vec<_> = prompts.into_iter().take(args.samples.max(1)).collect();
-    let scheme = args.quantize.scheme();
-    let options = |layers| ExportOptions {
-        quantize: Some(scheme),
+    let options = ExportOptions {
+        quantize: Some(args.quantize.scheme()),
         calibration: args.calibration.clone(),
         observer: args.observer.clip(),
-        layers,
+        loras: args.loras.parse()?,
         ..ExportOptions::default()
     };
-    let (opened, _) = open_with(&args.checkpoint, args.threads, ExportOptions::default())?;
-    let exact = latents(args, &opened.pipeline, &prompts)?;
-    let (_, report) = super::export_aside(&args.checkpoint, options(LayerChoice::All))?;
     let by = match args.by {
         By::Kind => sensitivity::By::Kind,
         By::Block => sensitivity::By::Block,
         By::Layer => sensitivity::By::Layer,
     };
-    let progress = Progress::steps("ranking", sensitivity::groups(&report.quantized, by).len());
-    let run = |layers: &[String]| -> anyhow::Result<_> {
-        let (opened, _) = open_with(&args.checkpoint, args.threads, options(LayerChoice::Only(layers.to_vec())))?;
-        latents(args, &opened.pipeline, &prompts)
-    };
-    let names = [scheme.name(), &fingerprint(&args.checkpoint, &[])?];
-    let ranking = rank(names, (&report.quantized, by), &exact, run, |done, groups| {
-        progress.step(done, || format!("group {done}/{groups}"));
-    })?;
-    progress.clear();
+    let ranking = ranked(&args.checkpoint, &options, by, &args.runs)?;
     if let Some(output) = &args.output {
         super::write_beside(output, serde_json::to_string_pretty(&ranking)?.as_bytes())?;
     }
@@ -106,13 +108,47 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     Ok(Answer::Done)
 }
 
+/// The ranking that `cogvx sensitivity` makes unless told otherwise, of a checkpoint that would be exported with `options`.
+pub(super) fn by_default(checkpoint: &Path, options: &ExportOptions) -> anyhow::Result<Ranking> {
+    ranked(checkpoint, options, sensitivity::By::Kind, &Runs::default())
+}
+
+/// Rank what `options` quantize, by what the CPU computes.
+fn ranked(checkpoint: &Path, options: &ExportOptions, by: sensitivity::By, runs: &Runs) -> anyhow::Result<Ranking> {
+    let scheme = options.quantize.context("a scheme")?;
+    let prompts = prompts::read(runs.prompts.as_deref(), &[checkpoint])?;
+    let prompts: Vec<_> = prompts.into_iter().take(runs.samples.max(1)).collect();
+    let float = || ExportOptions { loras: options.loras.clone(), ..ExportOptions::default() };
+    let quantized = |layers| ExportOptions {
+        quantize: options.quantize,
+        calibration: options.calibration.clone(),
+        observer: options.observer,
+        layers,
+        ..float()
+    };
+    let (opened, _) = open_with(checkpoint, runs.threads, float())?;
+    let exact = latents(runs, &opened.pipeline, &prompts)?;
+    let (_, report) = super::export_aside(checkpoint, quantized(LayerChoice::All))?;
+    let progress = Progress::steps("ranking", sensitivity::groups(&report.quantized, by).len());
+    let run = |layers: &[String]| -> anyhow::Result<_> {
+        let (opened, _) = open_with(checkpoint, runs.threads, quantized(LayerChoice::Only(layers.to_vec())))?;
+        latents(runs, &opened.pipeline, &prompts)
+    };
+    let names = [scheme.name(), &fingerprint(checkpoint, &options.loras)?];
+    let ranking = rank(names, (&report.quantized, by), &exact, run, |done, groups| {
+        progress.step(done, || format!("group {done}/{groups}"));
+    })?;
+    progress.clear();
+    Ok(ranking)
+}
+
 /// The latents of each prompt.
-fn latents(args: &Args, pipeline: &Pipeline, prompts: &[String]) -> anyhow::Result<Vec<ArrayD<f32>>> {
+fn latents(runs: &Runs, pipeline: &Pipeline, prompts: &[String]) -> anyhow::Result<Vec<ArrayD<f32>>> {
     let mut all = vec![];
-    for (prompt, seed) in prompts.iter().zip(args.seed..) {
+    for (prompt, seed) in prompts.iter().zip(runs.seed..) {
         let mut request = pipeline.request(prompt)?;
-        (request.seed, request.steps, request.guidance) = (seed, args.steps, args.guidance);
-        args.size.apply(&mut request);
+        (request.seed, request.steps, request.guidance) = (seed, runs.steps, runs.guidance);
+        runs.size.apply(&mut request);
         all.push(pipeline.latents(&request, &mut Unobserved)?);
     }
     Ok(all)

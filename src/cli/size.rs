@@ -5,7 +5,7 @@ use clap::Args;
 use crate::pipeline::Request;
 
 /// The size of a video, where it is not the checkpoint's.
-#[derive(Args)]
+#[derive(Args, Default)]
 pub(super) struct Size {
     /// Frames [default: the checkpoint's]
     #[arg(long)]

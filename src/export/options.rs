@@ -94,6 +94,11 @@ impl Default for ExportOptions {
 }
 
 impl ExportOptions {
+    /// The target's name on the command line and in manifests.
+    pub(crate) fn target_name(&self) -> &'static str {
+        target_name(self.target)
+    }
+
     /// Whether the target has kernels for the scheme, the scheme its table, and the table its use.
     pub(super) fn check_scheme(&self) -> Result<(), ExportError> {
         let Some(scheme) = self.quantize else {

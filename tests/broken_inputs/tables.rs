@@ -342,8 +342,47 @@ fn schemes_that_cannot_be_are_refused_with_one_that_can() {
             "an unknown scheme",
             "cogvx-export CKPT -o OUT --quantize int3",
             intact,
-            "invalid value 'int3' for '--quantize <QUANTIZE>'\n\
+            "invalid value 'int3' for '--quantize <SCHEME>'\n\
              \x20 [possible values: int8, int8-static, int8-weight, int4-weight, fp8]",
+        ),
+        refused(
+            "layers chosen by themselves without a limit",
+            "cogvx-export CKPT -o OUT --quantize int8:auto",
+            intact,
+            "`--quantize int8:auto`: expected `--max-loss X`, found none",
+        ),
+        refused(
+            "a limit of what is lost, and nothing to choose by",
+            "cogvx-export CKPT -o OUT --quantize int8 --max-loss 0.1",
+            intact,
+            "`--max-loss`: expected `--sensitivity FILE` or `--quantize int8:auto`, found neither",
+        ),
+        refused(
+            "a verdict of a float bundle",
+            "cogvx-export CKPT -o OUT --quantize int8 --verdict BUNDLE",
+            |s| assert_eq!(s.run("cogvx-export CKPT -o BUNDLE").code, Some(0)),
+            "`BUNDLE`: expected a bundle in `int8`, found `float`",
+        ),
+        refused(
+            "a verdict for another target",
+            "cogvx-export CKPT -o OUT --quantize int8-weight --target cuda --verdict BUNDLE",
+            |s| assert_eq!(s.run("cogvx-export CKPT -o BUNDLE --quantize int8-weight").code, Some(0)),
+            "`BUNDLE`: expected a bundle for the target `cuda`, found `cpu`",
+        ),
+        refused(
+            "a bundle without a verdict",
+            "cogvx-export CKPT -o OUT --quantize int8 --verdict BUNDLE",
+            |s| assert_eq!(s.run("cogvx-export CKPT -o BUNDLE --quantize int8").code, Some(0)),
+            "`BUNDLE`: expected a verdict, found none: `cogvx bench BUNDLE --against FLOAT --store` makes one",
+        ),
+        refused(
+            "a verdict that is none",
+            "cogvx-export CKPT -o OUT --quantize int8 --verdict BUNDLE",
+            |s| {
+                assert_eq!(s.run("cogvx-export CKPT -o BUNDLE --quantize int8").code, Some(0));
+                s.set("BUNDLE/cogvx.json", "verdict", json!({"layers": [{"group": "x", "verdict": "keep float"}]}));
+            },
+            "`BUNDLE`: `verdict`: expected a kind of layer, found `x`",
         ),
         refused(
             "a table without a scheme",
