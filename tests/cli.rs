@@ -195,6 +195,18 @@ fn quantized(checkpoint: &Path, bundle: &Path, arguments: &[&str]) -> u64 {
 }
 
 #[test]
+fn quantized_bundles_do_not_carry_the_float_weights_along() {
+    let folder = fresh_folder();
+    let bundle = folder.path().join("bundle");
+    for mode in ["copy", "link"] {
+        let arguments = ["--quantize", "int8", "--weights", mode, "--components", "transformer", "--overwrite"];
+        export(&root().join("examples/shapes-model"), &bundle, &arguments);
+        let names: Vec<_> = files(&bundle.join("transformer")).into_keys().collect();
+        assert_eq!(names, ["model.onnx", "quantized.safetensors", "rewritten.safetensors"].map(PathBuf::from));
+    }
+}
+
+#[test]
 fn layers_that_lose_most_stay_float_by_a_ranking_or_by_themselves() {
     let folder = fresh_folder();
     let [ranking, one, other] = ["ranking.json", "one", "other"].map(|name| folder.path().join(name));

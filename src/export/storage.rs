@@ -26,7 +26,7 @@ const INLINE: u64 = 1024;
 const BLOCK: usize = 1 << 18;
 /// Blocks there are.
 const BLOCKS: usize = 3;
-/// The file of weights that are not as in the checkpoint.
+/// The file of weights that are not as in the checkpoint, or of which the checkpoint's file has little else to give.
 const REWRITTEN: &str = "rewritten.safetensors";
 
 /// The plan for one component.
@@ -52,8 +52,10 @@ impl<'a> Storage<'a> {
         let (whole, parts): (Vec<_>, Vec<_>) = graphs.flat_map(weights_of).partition(|w| w.part == WeightPart::Whole);
         let quantized = quantization.map(|plan| Quantized::plan(weights, merges, plan, parts));
         let wanted: BTreeMap<_, _> = whole.into_iter().map(|w| (w.name, w.stored)).collect();
+        let left = if quantized.is_some() { mostly_unused(weights, wanted.keys()) } else { BTreeSet::new() };
         let changed = wanted.into_iter().filter_map(|(name, dtype)| {
-            let tensor = weights.get(&name).filter(|t| t.dtype != dtype || merges.touches(&name))?;
+            let moved = |t: &Tensor| t.dtype != dtype || merges.touches(&name) || left.contains(&t.file);
+            let tensor = weights.get(&name).filter(|t| moved(t))?;
             let length = stored_length(tensor, dtype);
             (length > INLINE).then_some((tensor, dtype, length))
         });
@@ -226,6 +228,18 @@ pub(super) fn header(tensors: serde_json::Map<String, serde_json::Value>) -> Vec
 
 fn stored_length(tensor: &Tensor, stored: DType) -> u64 {
     tensor.len / tensor.dtype.size() as u64 * stored.size() as u64
+}
+
+/// The files of which less than half is `wanted`: quantized bundles write that anew, not to carry the rest along.
+fn mostly_unused<'a>(weights: &Weights, wanted: impl Iterator<Item = &'a String>) -> BTreeSet<usize> {
+    let mut bytes: BTreeMap<usize, [u64; 2]> = BTreeMap::new();
+    for tensor in weights.iter() {
+        bytes.entry(tensor.file).or_default()[0] += tensor.len;
+    }
+    for tensor in wanted.filter_map(|name| weights.get(name)) {
+        bytes.entry(tensor.file).or_default()[1] += tensor.len;
+    }
+    bytes.into_iter().filter(|(_, [all, wanted])| wanted < &(all / 2)).map(|(file, _)| file).collect()
 }
 
 /// The weights a graph needs, each once.
