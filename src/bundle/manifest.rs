@@ -33,6 +33,9 @@ pub struct Manifest {
     /// How linear layers are quantized, such as `int8`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quantization: Option<String>,
+    /// How the convolutions of the VAE's decoder are quantized, if they are: `int8-static`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vae_quantization: Option<String>,
     /// The target asked for, such as `cpu`.
     pub target: String,
     /// Sizes the graphs are fixed to.

@@ -53,8 +53,8 @@ impl Pass for Precision {
         "precision"
     }
 
-    fn input(&mut self, old: &Type, state: bool) -> Type {
-        let dtype = if state { self.compute } else { old.dtype };
+    fn input(&mut self, _: usize, old: &Type, state: bool) -> Type {
+        let dtype = if state && old.dtype.is_float() { self.compute } else { old.dtype };
         Type::new(dtype, old.shape.clone())
     }
 
@@ -62,7 +62,7 @@ impl Pass for Precision {
         match weight.part {
             WeightPart::Whole => {}
             WeightPart::Scales => return out.weight(Weight { stored: self.compute, ..weight.clone() }, self.compute),
-            WeightPart::Values | WeightPart::ZeroPoints => return out.weight(weight.clone(), dtype),
+            WeightPart::Values | WeightPart::ZeroPoints | WeightPart::Bias => return out.weight(weight.clone(), dtype),
         }
         let stored = self.stored.filter(|s| s.size() <= weight.stored.size()).unwrap_or(weight.stored);
         out.weight(Weight { stored, ..weight.clone() }, stored)
