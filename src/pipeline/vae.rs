@@ -24,13 +24,18 @@ pub struct Vae {
 
 impl Vae {
     /// From `latents`, already divided by the scaling factor, to `sample`.
-    pub(super) fn decoder([first, next]: [Session; 2]) -> Self {
+    pub(crate) fn decoder([first, next]: [Session; 2]) -> Self {
         Self { first, next, chunk: LATENT_CHUNK, input: "latents", output: "sample", tiles: None }
     }
 
     /// From `sample`, in -1..1, to `moments`: means, then log variances.
     pub(super) fn encoder([first, next]: [Session; 2]) -> Self {
         Self { first, next, chunk: FRAME_CHUNK, input: "sample", output: "moments", tiles: None }
+    }
+
+    /// The graphs.
+    pub(crate) fn into_sessions(self) -> [Session; 2] {
+        [self.first, self.next]
     }
 
     /// Inputs larger than a tile are cut, and what comes of the tiles is blended.
