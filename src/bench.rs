@@ -9,7 +9,7 @@ use std::time::Instant;
 use ndarray::{ArrayD, IxDyn};
 use serde::Serialize;
 
-use crate::pipeline::{Pipeline, PipelineError, Start, Transformer};
+use crate::pipeline::{Pipeline, PipelineError, Start, Transformer, Vae};
 use crate::rng::TorchGenerator;
 use crate::runtime::{Input, NodeRun, Session};
 use crate::stats::{Memory, Meter, cpu_seconds};
@@ -25,11 +25,13 @@ pub enum Part {
     TextEncoder,
     /// One prediction of one video, as in a step without guidance.
     Transformer,
+    /// All latents of one video.
+    VaeDecoder,
 }
 
 impl Part {
-    /// Both, in the order they run.
-    pub const ALL: [Self; 2] = [Self::TextEncoder, Self::Transformer];
+    /// All, in the order they run.
+    pub const ALL: [Self; 3] = [Self::TextEncoder, Self::Transformer, Self::VaeDecoder];
 
     /// The component's name in bundles.
     #[must_use]
@@ -37,6 +39,7 @@ impl Part {
         match self {
             Self::TextEncoder => "text_encoder",
             Self::Transformer => "transformer",
+            Self::VaeDecoder => "vae_decoder",
         }
     }
 }
@@ -85,7 +88,7 @@ pub struct Timing {
     pub runs: Vec<Took>,
     /// The most memory held while it was loaded and run.
     pub memory: Option<Memory>,
-    /// Each node in the order of its first run, if that was asked for.
+    /// Each node in the order of its first run, if that was asked for. A component of two graphs has those of both.
     #[serde(skip)]
     pub nodes: Vec<NodeTime>,
 }
@@ -132,7 +135,7 @@ pub fn time(
     }
     let memory = meter.as_mut().map(Meter::lap);
     let shape = loaded.shape();
-    let nodes = least(loaded.profile()?);
+    let nodes = loaded.profile()?.into_iter().flat_map(least).collect();
     Ok(Timing { component: part, shape, load_seconds, runs, memory, nodes })
 }
 
@@ -140,11 +143,13 @@ pub fn time(
 enum Loaded<'a> {
     TextEncoder { session: Session, ids: ArrayD<i64> },
     Transformer { model: Transformer<'a>, latents: ArrayD<f32>, text: ArrayD<f32> },
+    VaeDecoder { model: Vae, latents: ArrayD<f32> },
 }
 
 impl<'a> Loaded<'a> {
     fn new(pipeline: &'a Pipeline, part: Part, settings: Settings) -> Result<Self, PipelineError> {
-        let session = || pipeline.load_with(part.name(), "model.onnx", settings.profile);
+        let load = |graph| pipeline.load_with(part.name(), graph, settings.profile);
+        let session = || load("model.onnx");
         if part == Part::TextEncoder {
             let ids = pipeline.tokenize(&["a red circle moving left"])?;
             return Ok(Self::TextEncoder { session: session()?, ids });
@@ -167,6 +172,11 @@ impl<'a> Loaded<'a> {
             let numbers = generator.randn(shape.iter().product());
             ArrayD::from_shape_vec(IxDyn(shape), numbers).expect("as many numbers as the shape has")
         };
+        if part == Part::VaeDecoder {
+            let [batch, frames, _, height, width] = shape;
+            let latents = random(&[batch, pipeline.vae.latent_channels, frames, height, width]);
+            return Ok(Self::VaeDecoder { model: Vae::decoder([load("first.onnx")?, load("next.onnx")?]), latents });
+        }
         let (latents, text) = (random(&shape), random(&text));
         Ok(Self::Transformer { model: Transformer::new(session()?, &pipeline.dit), latents, text })
     }
@@ -175,6 +185,7 @@ impl<'a> Loaded<'a> {
         match self {
             Self::TextEncoder { session, ids } => drop(session.run(&[("input_ids", Input::Integer(ids.view()))])?),
             Self::Transformer { model, latents, text } => drop(model.predict(latents, text, 500)?),
+            Self::VaeDecoder { model, latents } => model.run(latents, |_| Ok(()))?,
         }
         Ok(())
     }
@@ -182,16 +193,18 @@ impl<'a> Loaded<'a> {
     fn shape(&self) -> Vec<usize> {
         match self {
             Self::TextEncoder { ids, .. } => ids.shape().to_vec(),
-            Self::Transformer { latents, .. } => latents.shape().to_vec(),
+            Self::Transformer { latents, .. } | Self::VaeDecoder { latents, .. } => latents.shape().to_vec(),
         }
     }
 
-    fn profile(self) -> Result<Vec<NodeRun>, PipelineError> {
-        let session = match self {
-            Self::TextEncoder { session, .. } => session,
-            Self::Transformer { model, .. } => model.into_session(),
+    /// Of each graph: nodes of two may have the same name.
+    fn profile(self) -> Result<Vec<Vec<NodeRun>>, PipelineError> {
+        let sessions = match self {
+            Self::TextEncoder { session, .. } => vec![session],
+            Self::Transformer { model, .. } => vec![model.into_session()],
+            Self::VaeDecoder { model, .. } => model.into_sessions().into(),
         };
-        Ok(session.profile()?)
+        Ok(sessions.into_iter().map(Session::profile).collect::<Result<_, _>>()?)
     }
 }
 

@@ -13,7 +13,7 @@ use crate::pending;
 use crate::pipeline::{Observer, Pipeline, PipelineError};
 use crate::runtime::Outputs;
 
-pub use fingerprint::{FingerprintError, fingerprint};
+pub use fingerprint::{FingerprintError, fingerprint, vae_fingerprint};
 
 /// The prompts that are run if none are given, one a line.
 pub const PROMPTS: &str = include_str!("../calibration/prompts.txt");
@@ -42,7 +42,12 @@ pub fn observe(
     let mut request = pipeline.request(&run.prompt)?;
     (request.seed, request.steps, request.guidance) = (run.seed, run.steps, run.guidance);
     [request.frames, request.height, request.width] = run.size;
-    pipeline.latents(&request, &mut Watcher { table, keep, step })?;
+    let mut watcher = Watcher { table, keep, step };
+    if run.vae {
+        pipeline.generate(&request, &mut watcher)?;
+    } else {
+        pipeline.latents(&request, &mut watcher)?;
+    }
     table.runs.push(run.clone());
     Ok(())
 }

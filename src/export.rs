@@ -12,6 +12,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use cogvx_calibration::observe::Observe;
+use cogvx_calibration::plan::Scheme;
 use cogvx_calibration::quantize::Quantize;
 use cogvx_calibration::table::{Table, TableError};
 use cogvx_graphs::config::{ConfigError, DitConfig, PipelineClass, PipelineIndex, T5Config, VaeConfig};
@@ -23,7 +24,7 @@ use cogvx_graphs::weights::WeightsError;
 use cogvx_graphs::{BuildError, DType, Dim, Graph, Problem, VideoDims, Weights, onnx};
 
 use crate::bundle::{self, BundleError, BundleWriter, Manifest, Origin};
-use crate::calibrate::{FingerprintError, fingerprint};
+use crate::calibrate::{FingerprintError, fingerprint, vae_fingerprint};
 use crate::scheduler::{SchedulerConfig, SchedulerError};
 use crate::tokenizer::{Tokenizer, TokenizerError};
 
@@ -89,6 +90,15 @@ pub enum ExportError {
     /// A weight that `float16` does not hold.
     #[error("`{}`: `{tensor}`: expected numbers that fp16 holds, at most 65504, found larger ones: export with `--precision bf16`, or `fp32`", file.display())]
     WeightRange { file: PathBuf, tensor: String },
+    /// GPUs have no fast kernels for the VAE in eight bits.
+    #[error(
+        "`--quantize-vae`: expected `--target cpu`, found `{target}`, for which no eight-bit 3D convolution is known to be fast: \
+         leave it out, and `--precision fp16` has the VAE in 16 bits"
+    )]
+    VaeTarget { target: &'static str },
+    /// The VAE's scales are those of a table.
+    #[error("`--quantize-vae`: expected `--calibration TABLE`, found none: make one with `cogvx calibrate --vae`")]
+    NoVaeTable,
     /// A defect of cogvx: a pass made a graph that does not fit together.
     #[error("cannot lower `{graph}`: {problem}")]
     Lower { graph: String, problem: Problem },
@@ -201,6 +211,8 @@ pub fn export(
     let Exporter { graphs, components, accuracy, observed, quantized, fp32_islands, .. } = bundle;
     let mut manifest = manifest(checkpoint, &configs, options, components, accuracy)?;
     manifest.fp32_islands.clone_from(&fp32_islands);
+    let of_vae = |layer: &String| layer.starts_with(Component::VaeDecoder.name());
+    manifest.vae_quantization = quantized.iter().any(of_vae).then(|| Scheme::Int8Static.name().into());
     let output = writer.finish(manifest)?;
     let files = Manifest::read(&output)?.files;
     let bytes = |origin| files.iter().filter(|f| f.origin == origin).map(|f| f.bytes).sum();
@@ -221,6 +233,9 @@ fn open_table(checkpoint: &Path, options: &ExportOptions) -> Result<Option<Table
     let Some(path) = &options.calibration else { return Ok(None) };
     let table = Table::open(path)?;
     table.check(path, &fingerprint(checkpoint, &options.loras)?)?;
+    if options.quantize_vae {
+        table.check_vae(path, &vae_fingerprint(checkpoint)?)?;
+    }
     Ok(Some(table))
 }
 
@@ -375,7 +390,7 @@ impl Exporter<'_> {
             }
             None => None,
         };
-        let layers = plan.iter().flat_map(|plan| plan.layers.keys());
+        let layers = plan.iter().flat_map(|plan| plan.layers.keys().chain(plan.convs.keys()));
         self.quantized.extend(layers.map(|layer| format!("{}/{layer}", component.name())));
         let mut lowered = vec![];
         for (name, graph) in &graphs {
@@ -393,7 +408,7 @@ impl Exporter<'_> {
             let observed = observed.transpose().map_err(failed)?;
             let graph = observed.as_ref().unwrap_or(graph);
             let graph = match &plan {
-                Some(plan) => &pass::run(&mut Quantize::new(plan), graph).map_err(failed)?,
+                Some(plan) => &pass::run(&mut Quantize::new(plan, graph), graph).map_err(failed)?,
                 None => graph,
             };
             let graph = pass::run(&mut Precision::new(compute, self.options.precision), graph).map_err(failed)?;
@@ -486,6 +501,7 @@ fn manifest(
         precision: options.precision.map_or("checkpoint".into(), |p| options::precision_name(p).into()),
         accuracy: options::precision_name(accuracy).into(),
         quantization: options.quantize.map(|scheme| scheme.name().into()),
+        vae_quantization: None,
         target: options::target_name(options.target).into(),
         shapes,
         loras: options.loras.iter().map(Lora::in_manifest).collect(),

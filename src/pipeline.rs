@@ -8,6 +8,7 @@ mod tiling;
 mod transformer;
 mod vae;
 
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
 use cogvx_graphs::config::{ConfigError, DitConfig, T5Config, VaeConfig};
@@ -83,7 +84,7 @@ pub trait Observer {
     /// The run starts from this.
     fn start(&mut self, _start: &Started) {}
 
-    /// A graph ran: the text encoder, in step 0 of 1, or the transformer, in a step counted from 0.
+    /// A graph ran: the text encoder or the VAE's decoder, in step 0 of 1, or the transformer, in a step counted from 0.
     fn ran(&mut self, _component: &'static str, _step: usize, _steps: usize, _outputs: &Outputs) {}
 
     /// Step `step` of `steps` is done; `latents` are `[1, frames, channels, height, width]`.
@@ -160,7 +161,12 @@ impl Pipeline {
         }
         let file = format!("{component}/{graph}");
         self.bundle.graph(component, &file)?;
-        let quantized = self.bundle.manifest().quantization.is_some() && !component.starts_with("vae");
+        let manifest = self.bundle.manifest();
+        let quantized = match component {
+            "vae_decoder" => manifest.vae_quantization.is_some(),
+            "vae_encoder" => false,
+            _ => manifest.quantization.is_some(),
+        };
         let layout = if quantized { Layout::Packed } else { Layout::Mapped };
         let path = self.bundle.path(&file);
         Ok(if profile { self.runtime.load_profiled(&path, layout)? } else { self.runtime.load(&path, layout)? })
@@ -317,12 +323,16 @@ impl Pipeline {
         let scaled = latents.view().permuted_axes(IxDyn(&[0, 2, 1, 3, 4])).mapv(|x| x * factor);
         let total = vae::decoded_frames(scaled.shape()[2], self.vae.temporal_compression_ratio);
         let tiles = tiled.then(|| Tiles::decoding(&self.vae));
-        self.decoder()?.in_tiles(tiles).run(&scaled, |chunk| {
+        // Both are told of in turns.
+        let observer = RefCell::new(observer);
+        let mut ran = |outputs: &Outputs| observer.borrow_mut().ran("vae_decoder", 0, 1, outputs);
+        self.decoder()?.in_tiles(tiles).watched(&scaled, &mut ran, |chunk| {
             finite(&chunk, "vae_decoder")?;
             // [1, 3, frames, height, width] in -1..1 to [frames, height, width, 3] in 0..1
             let frames = chunk.index_axis_move(Axis(0), 0).permuted_axes(IxDyn(&[1, 2, 3, 0]));
             let frames = frames.mapv(|x| (x * 0.5 + 0.5).clamp(0.0, 1.0));
-            observer.frames(frames.as_standard_layout().into_owned(), total).map_err(PipelineError::Sink)
+            let frames = frames.as_standard_layout().into_owned();
+            observer.borrow_mut().frames(frames, total).map_err(PipelineError::Sink)
         })
     }
 }

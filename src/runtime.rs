@@ -296,9 +296,9 @@ impl Outputs {
         self.values.keys().map(String::as_str)
     }
 
-    /// All outputs but `name`, to be handed to the next run.
-    pub fn into_states(self, name: &str) -> impl Iterator<Item = (String, State)> {
-        let name = name.to_string();
-        self.values.into_iter().filter(move |(n, _)| *n != name).map(|(n, value)| (n, State(value)))
+    /// The outputs whose names end in `suffix`, to be handed to the next run, by the rest of their names.
+    pub fn into_states(self, suffix: &str) -> impl Iterator<Item = (String, State)> {
+        let states = self.values.into_iter();
+        states.filter_map(move |(name, value)| Some((name.strip_suffix(suffix)?.to_string(), State(value))))
     }
 }

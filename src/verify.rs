@@ -49,6 +49,10 @@ impl Limits {
             "fp16" => Self { network: 1e-2, vae: 1e-2, latents: 5e-2, psnr: 35.0 },
             _ => Self { network: 1e-5, vae: 1e-4, latents: 1e-3, psnr: 60.0 },
         };
+        let float = match manifest.vae_quantization {
+            None => float,
+            Some(_) => float.or(Self { network: 0.0, vae: 1e-1, latents: 0.0, psnr: 25.0 }),
+        };
         match manifest.quantization.as_deref() {
             None => float,
             Some("int8" | "int8-weight") => float.or(Self { network: 3e-2, vae: 0.0, latents: 1e-1, psnr: 35.0 }),

@@ -102,3 +102,25 @@ fn a_calibration_killed_at_any_moment_leaves_the_old_table_or_a_newer_one() {
     done(&scene, &calibrate(6));
     assert_eq!(table(&scene, "TABLE").runs.len(), 6);
 }
+
+#[test]
+fn a_table_knows_what_was_decoded() {
+    let scene = Scene::new("2b-fp32");
+    let calibrate = "cogvx calibrate CKPT --output TABLE --resume --samples 1 --steps 1";
+    let said = scene.run(calibrate);
+    assert!(said.stdout.contains("the VAE was not seen"), "{} {}", said.stdout, said.stderr);
+    let without = table(&scene, "TABLE");
+    assert!(without.vae.is_none() && !without.values.keys().any(|name| name.starts_with("vae_")));
+    // The same prompt, to be decoded now.
+    let said = scene.run(&format!("{calibrate} --vae"));
+    assert!(said.stdout.contains("1 prompts decoded"), "{} {}", said.stdout, said.stderr);
+    let with = table(&scene, "TABLE");
+    assert_eq!(with.runs.iter().map(|run| run.vae).collect::<Vec<_>>(), [false, true]);
+    let value = "vae_decoder/decoder.mid_block.resnets.0.conv1.conv/Conv";
+    assert!(["", ".input"].iter().all(|end| with.values.contains_key(&format!("{value}{end}"))));
+    // There is nothing more to see, whether or not it were decoded.
+    for line in [calibrate.to_string(), format!("{calibrate} --vae")] {
+        done(&scene, &line);
+        assert_eq!(table(&scene, "TABLE"), with);
+    }
+}

@@ -1,6 +1,7 @@
 //! What numbers do: how far two runs differ, and weights and activations in few bits.
 
 pub mod compensate;
+pub mod convs;
 pub mod float8;
 pub mod histogram;
 pub mod islands;

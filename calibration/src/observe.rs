@@ -1,4 +1,4 @@
-//! The pass that makes a graph tell what its linear layers read, and how large its values become.
+//! The pass that makes a graph tell what its layers read, and how large its values become.
 
 use std::collections::BTreeMap;
 
@@ -7,12 +7,13 @@ use cogvx_graphs::op::{Op, Reduction};
 use cogvx_graphs::pass::Pass;
 use cogvx_graphs::{Dim, Value};
 
+use crate::convs;
 use crate::plan::quantizable;
 use crate::values::ValueNames;
 
 /// Adds outputs to a graph: for each place where quantizable layers read, the least and greatest number of each feature and
-/// some rows; and the least and greatest number of each value that [`ValueNames`] names. Layers that read the same share a
-/// place, named by the weight of the first.
+/// some rows; the least and greatest number of each value that [`ValueNames`] names; and those of what quantizable convolutions
+/// read, as `<name of the value they make>.input`. Layers that read the same share a place, named by the weight of the first.
 #[derive(Debug, Default)]
 pub struct Observe {
     /// Rows taken at each place in each run.
@@ -94,6 +95,7 @@ impl Pass for Observe {
             self.observe_place(node, [x, weight], out);
         }
         let name = self.names.of(node, inputs)?;
+        observe_input(&name, node, inputs, out);
         let inputs: Vec<_> = inputs.iter().map(|input| input.map(Value::id)).collect();
         let made = out.add(node.op.clone(), &inputs);
         observe_value(&name, made[0], out);
@@ -125,6 +127,14 @@ impl Observe {
         }
         self.places.insert(x.id(), weight.name.clone());
         self.layers.insert(weight.name.clone(), weight.name);
+    }
+}
+
+/// Tell the least and the greatest number that a quantizable convolution reads; it makes the value `name`.
+fn observe_input(name: &str, node: &Node, inputs: &[Option<Value<'_>>], out: &Graph) {
+    let &[Some(x), Some(weight), Some(bias)] = inputs else { return };
+    if convs::quantizable(&node.op, [&weight.source(), &bias.source()]).is_some() {
+        observe_value(&convs::input_of(name), x, out);
     }
 }
 

@@ -8,6 +8,7 @@ use cogvx_graphs::op::Op;
 use cogvx_graphs::pass::Target;
 use cogvx_graphs::quantized::LinearForm;
 
+use crate::convs::Convolution;
 use crate::table::{Table, TableError};
 
 /// A way to quantize, under the name it has on the command line.
@@ -95,6 +96,8 @@ pub struct Plan {
     pub layers: BTreeMap<String, Layer>,
     /// What scale and shift of a norm are multiplied by, by the value the norm makes.
     pub norms: BTreeMap<usize, Vec<f32>>,
+    /// Convolutions by the name of the weight; none unless [`crate::convs::find`] is asked for them.
+    pub convs: BTreeMap<String, Convolution>,
 }
 
 /// Layers smaller than this in either direction stay as they are.
@@ -123,7 +126,7 @@ impl Plan {
                 );
             }
         }
-        Self { target, layers, norms: BTreeMap::new() }
+        Self { target, layers, norms: BTreeMap::new(), convs: BTreeMap::new() }
     }
 
     /// Find the place of each layer, of a `component`, in `table`, which was read from `path`.

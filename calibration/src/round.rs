@@ -17,6 +17,8 @@ pub struct Rounded {
     pub scales: Vec<f32>,
     /// The value that stands for zero in each block, packed as values are; empty where that is the same for all.
     pub zero_points: Vec<u8>,
+    /// The bias of each row, in steps of the products of values; empty where the layer adds a float one.
+    pub bias: Vec<i32>,
 }
 
 /// The values a form has for weights.
@@ -111,7 +113,7 @@ const ROUNDER: f32 = 12_582_912.0;
 
 /// Bytes of the values nearest to `numbers` divided by a scale and shifted by `zero`, without branches, so that the compiler
 /// does several at once: the same as [`Levels::value`] one by one.
-fn values(numbers: &[f32], inverse: f32, zero: f32, [least, most]: [f32; 2], mask: u8, out: &mut Vec<u8>) {
+pub(crate) fn values(numbers: &[f32], inverse: f32, zero: f32, [least, most]: [f32; 2], mask: u8, out: &mut Vec<u8>) {
     out.extend(numbers.iter().map(|&x| {
         let value = x * inverse + zero;
         let value = if value.is_nan() { 0.0 } else { value };
@@ -456,6 +458,6 @@ mod tests {
             assert_eq!(restore(form, target, &[0.0; 48], 48), [0.0; 48], "{form:?} {target:?}");
         }
         let rounded = round((LinearForm::PerToken, Target::Cpu, DType::F32), &[0.0; 32], 32, None);
-        assert_eq!(rounded, Rounded { values: vec![0; 32], scales: vec![1.0], zero_points: vec![] });
+        assert_eq!(rounded, Rounded { values: vec![0; 32], scales: vec![1.0], ..Rounded::default() });
     }
 }

@@ -10,8 +10,9 @@
 //!
 //! `__metadata__` has `format` (`cogvx-calibration`), `version`, `checkpoint` (the fingerprint of the weights), `layers` (JSON: the
 //! place of each layer), `histograms` (JSON: width of the bins of each place), `seen` (JSON: tokens seen at each place),
-//! `values` (JSON: the least and greatest number of each value, by `<component>/<name>`, see [`crate::values`]) and `runs`
-//! (JSON: what was run).
+//! `values` (JSON: the least and greatest number of each value, by `<component>/<name>`, see [`crate::values`]), `runs`
+//! (JSON: what was run) and, if the VAE's decoder was seen, `vae` (the fingerprint of its weights).
+//! What the decoder's convolutions read is in `values` as `<component>/<name>.input`.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -53,6 +54,10 @@ pub enum TableError {
     Size { path: PathBuf, found: u64 },
     #[error("`{}`: expected a table of the checkpoint with the fingerprint {expected}, found one of {found}: calibrate this checkpoint", path.display())]
     Checkpoint { path: PathBuf, expected: String, found: String },
+    #[error("`{}`: expected a table that saw the VAE's decoder, found one that did not: make one with `cogvx calibrate --vae`", path.display())]
+    NoVae { path: PathBuf },
+    #[error("`{}`: expected a table of the VAE with the fingerprint {expected}, found one of {found}: calibrate this checkpoint", path.display())]
+    Vae { path: PathBuf, expected: String, found: String },
     #[error("expected {expected}, found {found}")]
     Merge { expected: String, found: String },
 }
@@ -70,6 +75,17 @@ pub struct Run {
     pub guidance: f64,
     /// Frames, rows and columns of pixels.
     pub size: [usize; 3],
+    /// Whether the VAE decoded what came of it.
+    #[serde(default)]
+    pub vae: bool,
+}
+
+impl Run {
+    /// Whether there is nothing more to be seen in `other`.
+    #[must_use]
+    pub fn covers(&self, other: &Self) -> bool {
+        (self.vae || !other.vae) && Self { vae: other.vae, ..self.clone() } == *other
+    }
 }
 
 /// What was seen at one place.
@@ -94,6 +110,8 @@ pub struct Place {
 pub struct Table {
     /// Fingerprint of the checkpoint's weights.
     pub checkpoint: String,
+    /// Fingerprint of the VAE's weights, if its decoder was seen.
+    pub vae: Option<String>,
     /// Ranges that the steps of a run are divided into.
     pub ranges: usize,
     /// The place that a layer reads from, by `<component>/<weight>`.
@@ -172,6 +190,11 @@ impl Table {
     /// A table of another checkpoint, with other step ranges, or of a run that this one has seen.
     pub fn merge(&mut self, other: &Self, most: usize) -> Result<(), TableError> {
         let differ = |expected: String, found: String| Err(TableError::Merge { expected, found });
+        if let (Some(ours), Some(theirs)) = (&self.vae, &other.vae)
+            && ours != theirs
+        {
+            return differ(format!("a table of the VAE {ours}"), theirs.clone());
+        }
         if self.checkpoint != other.checkpoint {
             return differ(format!("a table of the checkpoint {}", self.checkpoint), other.checkpoint.clone());
         }
@@ -205,6 +228,7 @@ impl Table {
         for (name, &bounds) in &other.values {
             self.see_value(name, bounds);
         }
+        self.vae = self.vae.take().or_else(|| other.vae.clone());
         self.layers.extend(other.layers.clone());
         self.runs.extend(other.runs.clone());
         Ok(())
@@ -229,6 +253,9 @@ impl Table {
                 "runs": json(serde_json::json!(self.runs)),
             }),
         );
+        if let Some(vae) = &self.vae {
+            header["__metadata__"]["vae"] = vae.as_str().into();
+        }
         let mut end = 0;
         for (name, dtype, shape, bytes) in &tensors {
             let entry = serde_json::json!({
@@ -316,6 +343,7 @@ impl Table {
         let seen: BTreeMap<String, u64> = json(path, "seen", text("seen")?)?;
         let mut table = Self {
             checkpoint: text("checkpoint")?.into(),
+            vae: metadata.get("vae").cloned(),
             runs: json(path, "runs", text("runs")?)?,
             values: json(path, "values", text("values")?)?,
             layers,
@@ -373,6 +401,34 @@ impl Table {
     #[must_use]
     pub fn lacks_value(&self, path: &Path, value: &str) -> TableError {
         wrong_metadata(path, "values", &format!("the least and the greatest number of `{value}`"), "none")
+    }
+
+    /// The least and the greatest number of the value `name`, `<component>/<name>`.
+    ///
+    /// # Errors
+    /// The table does not tell of it, or of nothing but zeros.
+    pub fn value_of(&self, path: &Path, name: &str) -> Result<[f32; 2], TableError> {
+        let expected = format!("the least and the greatest number of `{name}`, not both zero");
+        match self.values.get(name) {
+            Some(&[least, greatest]) if least < 0.0 || greatest > 0.0 => Ok([least, greatest]),
+            Some(_) => Err(wrong_metadata(path, "values", &expected, "zeros alone")),
+            None => Err(wrong_metadata(path, "values", &expected, "none")),
+        }
+    }
+
+    /// Find that the table saw the VAE's decoder, with the weights of this fingerprint.
+    ///
+    /// # Errors
+    /// It did not, or with others.
+    pub fn check_vae(&self, path: &Path, fingerprint: &str) -> Result<(), TableError> {
+        match &self.vae {
+            None => Err(TableError::NoVae { path: path.into() }),
+            Some(found) if found == fingerprint => Ok(()),
+            Some(found) => {
+                let (expected, found) = (fingerprint.into(), found.clone());
+                Err(TableError::Vae { path: path.into(), expected, found })
+            }
+        }
     }
 
     /// Find that the table is of the checkpoint with this fingerprint.

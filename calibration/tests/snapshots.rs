@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fmt::Write as _;
 
+use cogvx_calibration::convs;
 use cogvx_calibration::histogram::Clip;
 use cogvx_calibration::islands::Islands;
 use cogvx_calibration::observe::{Observe, Seen};
@@ -15,15 +16,17 @@ use cogvx_calibration::quantize::Quantize;
 use cogvx_calibration::scales::settled;
 use cogvx_calibration::smooth::smooth;
 use cogvx_calibration::table::{Place, Table};
+use cogvx_graphs::config::VaeConfig;
+use cogvx_graphs::model::vae::{self, Part};
 use cogvx_graphs::pass::{self, Lower, Precision, Target};
-use cogvx_graphs::{DType, Graph};
+use cogvx_graphs::{BuildError, DType, Dim, Graph, VideoDims, Weights};
 use insta::assert_snapshot;
 
 use common::{built, transformer};
 
 /// `graph` after quantization, precision and lowering.
 fn lowered(graph: &Graph, plan: &Plan, compute: DType) -> Graph {
-    let quantized = pass::run(&mut Quantize::new(plan), graph);
+    let quantized = pass::run(&mut Quantize::new(plan, graph), graph);
     let precise = quantized.and_then(|graph| pass::run(&mut Precision::new(compute, Some(compute)), &graph));
     let lowered = precise.and_then(|graph| pass::run(&mut Lower::new(plan.target), &graph));
     lowered.unwrap_or_else(|problems| panic!("{problems:?}"))
@@ -31,10 +34,15 @@ fn lowered(graph: &Graph, plan: &Plan, compute: DType) -> Graph {
 
 /// The lines of the block.
 fn block(graph: &Graph) -> String {
+    part(graph, &["transformer_blocks.0"])
+}
+
+/// The lines of the layers whose paths begin so.
+fn part(graph: &Graph, paths: &[&str]) -> String {
     let (mut inside, mut text) = (false, String::new());
     for line in graph.to_string().lines() {
         if !line.starts_with(' ') {
-            inside = line.ends_with(':') && line.starts_with("transformer_blocks.0");
+            inside = line.ends_with(':') && paths.iter().any(|path| line.starts_with(path));
         }
         if inside {
             let _ = writeln!(text, "{line}");
@@ -125,4 +133,49 @@ fn factors_are_folded_into_norms_and_rows_before() {
     });
     let folded: String = folded.collect();
     assert_snapshot!("factors_folded", folded + &block(&lowered(&graph, &plan, DType::F32)));
+}
+
+/// A decoder of two blocks, the first of which doubles time and space, wide enough to be quantized.
+fn decoder(weights: &Weights, part: Part) -> Result<Graph, BuildError> {
+    let blocks = |name: &str| serde_json::json!([name, name]);
+    let config = serde_json::json!({
+        "_class_name": "AutoencoderKLCogVideoX", "block_out_channels": [16, 32], "latent_channels": 3,
+        "layers_per_block": 1, "norm_num_groups": 2, "temporal_compression_ratio": 2,
+        "down_block_types": blocks("CogVideoXDownBlock3D"), "up_block_types": blocks("CogVideoXUpBlock3D"),
+    });
+    let config = VaeConfig::from_value("config.json".as_ref(), config).expect("a correct configuration");
+    let frames = if part == Part::First { Dim::named("frames") } else { Dim::Fixed(2) };
+    vae::decoder(&config, weights, &VideoDims { frames, ..VideoDims::dynamic() }, part)
+}
+
+#[test]
+fn the_decoder_moves_bytes_to_its_convolutions_and_keeps_them() {
+    for (name, model) in [
+        ("first", (|weights: &Weights| decoder(weights, Part::First)) as common::Model),
+        ("next", |weights| decoder(weights, Part::Next)),
+    ] {
+        let graph = built(model);
+        let mut plan = Plan::new(&graph, Scheme::Int8, Target::Cpu);
+        plan.convs = convs::find(&graph);
+        let mut table = Table::default();
+        for (i, conv) in plan.convs.values().enumerate() {
+            let value = format!("vae_decoder/{}", conv.value);
+            let most = f32::from(u8::try_from(i).expect("few"));
+            table.see_value(&format!("{value}.input"), [-0.25, 8.0 + most]);
+            table.see_value(&value, [-16.0 - most, 16.0]);
+        }
+        for conv in plan.convs.values_mut() {
+            conv.settle(&table, "TABLE".as_ref(), "vae_decoder").expect("the table tells");
+        }
+        let graph = lowered(&graph, &plan, DType::F32);
+        let ports = graph.to_string();
+        let states = ports.lines().filter(|l| (l.starts_with("in  ") || l.starts_with("out ")) && !l.contains("f32"));
+        let states: String = states.map(|line| format!("{line}\n")).collect();
+        let layers = [
+            "decoder.mid_block.resnets.0.conv1",
+            "decoder.up_blocks.0.upsamplers",
+            "decoder.up_blocks.1.resnets.0.conv",
+        ];
+        assert_snapshot!(format!("decoder_{name}_in_int8"), states + &part(&graph, &layers));
+    }
 }

@@ -31,6 +31,8 @@ pub enum WeightPart {
     Scales,
     /// The values that stand for zero.
     ZeroPoints,
+    /// The bias of its layer, in steps of the products of values.
+    Bias,
 }
 
 impl Weight {
@@ -48,6 +50,7 @@ impl Weight {
             WeightPart::Values => "_quantized",
             WeightPart::Scales => "_scale",
             WeightPart::ZeroPoints => "_zero_point",
+            WeightPart::Bias => "_bias",
         };
         format!("{}{suffix}", self.name)
     }

@@ -2,7 +2,7 @@
 
 use crate::dims;
 use crate::op::{OnnxOp, Op, Type};
-use crate::quantized::QuantizedLinear;
+use crate::quantized::{QuantizedConv, QuantizedLinear};
 use crate::{DType, Dim};
 
 type Inferred = Result<Vec<Type>, String>;
@@ -17,15 +17,7 @@ pub(crate) fn infer(op: &Op, inputs: &[Option<&Type>]) -> Inferred {
         Op::Binary(_) => broadcast(input(0)?, input(1)?),
         Op::Cast(dtype) => Ok(vec![Type::new(*dtype, input(0)?.shape.clone())]),
         Op::Reshape(to) => reshape(input(0)?, to),
-        Op::Transpose(order) => {
-            let x = input(0)?;
-            let mut sorted = order.clone();
-            sorted.sort_unstable();
-            ensure(sorted.iter().copied().eq(0..x.shape.len()), || {
-                format!("expected an order of {} axes, found {order:?}", x.shape.len())
-            })?;
-            Ok(vec![Type::new(x.dtype, order.iter().map(|&axis| x.shape[axis].clone()).collect())])
-        }
+        Op::Transpose(order) => transpose(input(0)?, order),
         Op::Concat(axis) => concat(*axis, inputs),
         Op::Slice { axis, start, length } => slice(input(0)?, *axis, start, length),
         Op::OverRows(_) => {
@@ -73,7 +65,21 @@ pub(crate) fn infer(op: &Op, inputs: &[Option<&Type>]) -> Inferred {
             *t.shape.last_mut().ok_or("expected at least one axis")? = Dim::Fixed(features[0]);
             Ok(vec![t])
         }
-        Op::Conv { strides, pads } => conv(input(0)?, input(1)?, strides, pads),
+        Op::Conv { strides, pads } => {
+            let (x, weight) = (input(0)?, input(1)?);
+            same_dtype(x, weight)?;
+            conv(x, weight, strides, pads)
+        }
+        Op::Quantize(_) => {
+            let x = input(0)?;
+            ensure(x.dtype == DType::F32, || format!("expected f32, found {}", x.dtype))?;
+            Ok(vec![Type::new(DType::U8, x.shape.clone())])
+        }
+        Op::QuantizedConv(QuantizedConv { strides, pads, .. }) => {
+            let x = input(0)?;
+            ensure(x.dtype == DType::U8, || format!("expected u8, found {}", x.dtype))?;
+            conv(&Type::new(DType::F32, x.shape.clone()), input(1)?, strides, pads)
+        }
         Op::LayerNorm { .. } | Op::RmsNorm { .. } => {
             let x = input(0)?;
             for parameter in inputs.iter().skip(1).flatten() {
@@ -94,18 +100,7 @@ pub(crate) fn infer(op: &Op, inputs: &[Option<&Type>]) -> Inferred {
         }
         Op::Attention { heads, .. } => attention(inputs, *heads),
         Op::Rotary { heads } => {
-            let x = input(0)?;
-            let width = x.shape.last().and_then(Dim::fixed).filter(|w| x.shape.len() == 3 && w % (2 * heads) == 0);
-            let width = width
-                .ok_or_else(|| format!("expected [batch, tokens, pairs of {heads} heads], found {:?}", x.shape))?;
-            for table in [input(1)?, input(2)?] {
-                same_dtype(x, table)?;
-                let half = Dim::Fixed(width / heads / 2);
-                ensure(
-                    table.shape.len() == 2 && table.shape[0].may_equal(&x.shape[1]) && table.shape[1] == half,
-                    || format!("expected a table [{}, {half}], found {:?}", x.shape[1], table.shape),
-                )?;
-            }
+            rotary(input(0)?, [input(1)?, input(2)?], *heads)?;
             like(0)
         }
     }
@@ -140,6 +135,15 @@ fn reshape(x: &Type, to: &[Dim]) -> Inferred {
     let (before, after) = (Dim::product(&x.shape), Dim::product(to));
     ensure(before.may_equal(&after), || format!("{:?} has not the elements of {to:?}", x.shape))?;
     Ok(vec![Type::new(x.dtype, to.to_vec())])
+}
+
+fn transpose(x: &Type, order: &[usize]) -> Inferred {
+    let mut sorted = order.to_vec();
+    sorted.sort_unstable();
+    ensure(sorted.iter().copied().eq(0..x.shape.len()), || {
+        format!("expected an order of {} axes, found {order:?}", x.shape.len())
+    })?;
+    Ok(vec![Type::new(x.dtype, order.iter().map(|&axis| x.shape[axis].clone()).collect())])
 }
 
 fn concat(axis: usize, inputs: &[Option<&Type>]) -> Inferred {
@@ -191,7 +195,6 @@ fn linear(x: &Type, weight: &Type, bias: Option<&Type>) -> Inferred {
 }
 
 fn conv(x: &Type, weight: &Type, strides: &[usize], pads: &[[usize; 2]]) -> Inferred {
-    same_dtype(x, weight)?;
     let spatial = x.shape.len().saturating_sub(2);
     ensure(weight.shape.len() == x.shape.len() && strides.len() == spatial && pads.len() == spatial, || {
         format!("{:?} does not fit a kernel {:?}", x.shape, weight.shape)
@@ -251,10 +254,25 @@ fn attention(inputs: &[Option<&Type>], heads: usize) -> Inferred {
     Ok(vec![Type::new(q.dtype, dims![&q.shape[0], &q.shape[1], &v.shape[2]])])
 }
 
+fn rotary(x: &Type, tables: [&Type; 2], heads: usize) -> Result<(), String> {
+    let width = x.shape.last().and_then(Dim::fixed).filter(|w| x.shape.len() == 3 && w % (2 * heads) == 0);
+    let width =
+        width.ok_or_else(|| format!("expected [batch, tokens, pairs of {heads} heads], found {:?}", x.shape))?;
+    for table in tables {
+        same_dtype(x, table)?;
+        let half = Dim::Fixed(width / heads / 2);
+        ensure(table.shape.len() == 2 && table.shape[0].may_equal(&x.shape[1]) && table.shape[1] == half, || {
+            format!("expected a table [{}, {half}], found {:?}", x.shape[1], table.shape)
+        })?;
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::op::Binary;
+    use crate::quantized::Bytes;
 
     fn float(shape: Vec<Dim>) -> Type {
         Type::new(DType::F32, shape)
@@ -269,6 +287,9 @@ mod tests {
         let pads =
             |pads: &[usize]| Op::Conv { strides: vec![1; pads.len()], pads: pads.iter().map(|&p| [p; 2]).collect() };
         let attention = || Op::Attention { heads: 3, scale: 1.0 };
+        let bytes = Bytes { step: 1.0, zero_point: 0 };
+        let quantized =
+            || Op::QuantizedConv(QuantizedConv { strides: vec![1], pads: vec![[0; 2]], reads: bytes, makes: bytes });
         let cases: Vec<(Op, Vec<Type>, &str)> = vec![
             (add(), vec![float(dims![2, 4])], "input 1 is missing"),
             (add(), vec![float(dims![2, 4]), half.clone()], "expected f32, found f16"),
@@ -303,6 +324,13 @@ mod tests {
                 pads(&[2]),
                 vec![float(dims![1, 2, batch]), float(dims![5, 2, 3])],
                 "the size of batch after a kernel of 3 with stride 1 is not known",
+            ),
+            (Op::Quantize(bytes), vec![half.clone()], "expected f32, found f16"),
+            (quantized(), vec![float(dims![1, 2, 4]), float(dims![5, 2, 1])], "expected u8, found f32"),
+            (
+                quantized(),
+                vec![Type::new(DType::U8, dims![1, 2, 4]), float(dims![5, 3, 1])],
+                "expected 3 channels, found 2",
             ),
             (
                 Op::RmsNorm { epsilon: 0.0 },

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use crate::quantized::QuantizedLinear;
+use crate::quantized::{Bytes, QuantizedConv, QuantizedLinear};
 use crate::{DType, Dim};
 
 /// Element type and sizes of a tensor.
@@ -88,6 +88,10 @@ pub enum Op {
         /// Zeros before and after each spatial axis.
         pads: Vec<[usize; 2]>,
     },
+    /// Numbers become bytes.
+    Quantize(Bytes),
+    /// A convolution of bytes.
+    QuantizedConv(QuantizedConv),
     /// Layer normalization over the last axis, then `* scale + shift`.
     LayerNorm {
         /// Added to the variance.
@@ -215,6 +219,8 @@ impl Op {
             Self::Linear => "Linear",
             Self::QuantizedLinear(_) => "QuantizedLinear",
             Self::Conv { .. } => "Conv",
+            Self::Quantize(_) => "Quantize",
+            Self::QuantizedConv(_) => "QuantizedConv",
             Self::LayerNorm { .. } => "LayerNorm",
             Self::RmsNorm { .. } => "RmsNorm",
             Self::GroupNorm { .. } => "GroupNorm",

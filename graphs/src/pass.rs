@@ -15,8 +15,8 @@ pub trait Pass {
     /// Name for problem reports.
     fn name(&self) -> &'static str;
 
-    /// The type of an input in the new graph.
-    fn input(&mut self, old: &Type, _state: bool) -> Type {
+    /// The type of the input that is value `id` of the old graph in the new one.
+    fn input(&mut self, _id: usize, old: &Type, _state: bool) -> Type {
         old.clone()
     }
 
@@ -49,7 +49,7 @@ pub fn run(pass: &mut dyn Pass, graph: &Graph) -> Result<Graph, Vec<Problem>> {
     for (id, data) in values.iter().enumerate() {
         match &data.source {
             Source::Input { name, state } => {
-                let r#type = pass.input(&data.r#type, *state);
+                let r#type = pass.input(id, &data.r#type, *state);
                 new[id] = Some(out.add_input(name, r#type, *state));
             }
             _ if !live[id] => {}

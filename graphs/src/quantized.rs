@@ -1,4 +1,4 @@
-//! Linear layers with weights in few bits: the forms that runtimes have kernels for, and the tensors each of them reads.
+//! Layers with weights in few bits: the forms that runtimes have kernels for, and the tensors each of them reads.
 
 use crate::DType;
 use crate::graph::WeightPart;
@@ -41,6 +41,43 @@ pub struct QuantizedLinear {
     pub features: [usize; 2],
     /// How it computes.
     pub form: LinearForm,
+}
+
+/// Numbers as bytes: `round(x / step) + zero_point`, cut off at 0 and 255.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Bytes {
+    /// The step between two values.
+    pub step: f32,
+    /// The value that stands for zero.
+    pub zero_point: u8,
+}
+
+/// A convolution of bytes. Reads `u8` features, the weight as `i8` `[out, in, ...]`, its scales `[out]`, and the bias as `i32`
+/// `[out]`, in steps of the features' times the weight's; the result is rounded to bytes, then `f32` again.
+#[derive(Clone, Debug, PartialEq)]
+pub struct QuantizedConv {
+    /// Step of each spatial axis.
+    pub strides: Vec<usize>,
+    /// Zeros before and after each spatial axis.
+    pub pads: Vec<[usize; 2]>,
+    /// What it reads.
+    pub reads: Bytes,
+    /// What it makes.
+    pub makes: Bytes,
+}
+
+impl QuantizedConv {
+    /// The tensors of a weight of `shape` with a bias, in the order they are read.
+    #[must_use]
+    pub fn tensors(shape: &[usize]) -> [PartType; 3] {
+        let part = |part, dtype, shape: &[usize]| PartType { part, dtype, shape: shape.to_vec() };
+        let out = &shape[..1];
+        [
+            part(WeightPart::Values, DType::I8, shape),
+            part(WeightPart::Scales, DType::F32, out),
+            part(WeightPart::Bias, DType::I32, out),
+        ]
+    }
 }
 
 /// One tensor a quantized weight consists of.

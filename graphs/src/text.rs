@@ -4,6 +4,7 @@ use std::fmt;
 
 use crate::graph::{Constant, Graph, Source};
 use crate::op::{Attribute, Op, Type};
+use crate::quantized::{Bytes, QuantizedConv};
 use crate::{DType, Dim};
 
 /// Constants of up to this many elements are printed in full.
@@ -98,6 +99,10 @@ fn details(op: &Op) -> String {
     match op {
         Op::Cast(to) => format!(" to {to}"),
         Op::QuantizedLinear(layer) => format!(" {:?}", layer.form),
+        Op::Quantize(Bytes { step, zero_point }) => format!(" step {step} zero {zero_point}"),
+        Op::QuantizedConv(QuantizedConv { strides, pads, reads, makes }) => {
+            format!(" strides {strides:?} pads {pads:?} {reads:?} {makes:?}")
+        }
         Op::Transpose(order) => format!(" {order:?}"),
         Op::Concat(axis) | Op::Gather(axis) => format!(" axis {axis}"),
         Op::Slice { axis, start, length } => format!(" axis {axis} from {start}, {length}"),

@@ -22,7 +22,7 @@ pub struct GroupTime {
 }
 
 /// Kinds of layers, by the ends of their paths.
-const KINDS: [(&str, &[&str]); 10] = [
+const KINDS: [(&str, &[&str]); 13] = [
     ("attention q, k, v", &["attn1.to_q", "attn1.to_k", "attn1.to_v"]),
     ("attention out", &["attn1.to_out.0"]),
     ("feed-forward up", &["ff.net.0.proj"]),
@@ -32,6 +32,9 @@ const KINDS: [(&str, &[&str]); 10] = [
     ("T5 o", &["SelfAttention.o"]),
     ("T5 wi", &["DenseReluDense.wi_0", "DenseReluDense.wi_1"]),
     ("T5 wo", &["DenseReluDense.wo"]),
+    ("VAE convolutions", &["conv1.conv", "conv2.conv"]),
+    ("VAE upsampling", &["upsamplers.0", "upsamplers.0.conv"]),
+    ("VAE shortcuts", &["conv_shortcut"]),
     // Products of queries, keys and values, and what is around them.
     ("attention itself", &["attn1", "SelfAttention"]),
 ];

@@ -36,6 +36,9 @@ pub struct Manifest {
     /// Values that components computing in `float16` keep in `float32`, with their largest magnitudes in calibration.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub fp32_islands: BTreeMap<String, f32>,
+    /// How the convolutions of the VAE's decoder are quantized, if they are: `int8-static`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vae_quantization: Option<String>,
     /// The target asked for, such as `cpu`.
     pub target: String,
     /// Sizes the graphs are fixed to.

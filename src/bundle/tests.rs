@@ -36,6 +36,7 @@ fn manifest() -> Manifest {
         precision: "fp32".into(),
         accuracy: "fp32".into(),
         quantization: None,
+        vae_quantization: None,
         target: "cpu".into(),
         shapes: Shapes { frames: Some(49), ..Shapes::default() },
         loras: Vec::new(),

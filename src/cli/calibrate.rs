@@ -11,7 +11,7 @@ use super::loras::Loras;
 use super::progress::Progress;
 use super::size::Size;
 use super::{Answer, open_with, prompts};
-use crate::calibrate::{Keep, fingerprint, observe, save};
+use crate::calibrate::{Keep, fingerprint, observe, save, vae_fingerprint};
 use crate::export::{ExportOptions, Lora};
 use crate::pipeline::{Pipeline, is_bundle};
 
@@ -48,6 +48,9 @@ pub(super) struct Args {
     seed: u64,
     #[command(flatten)]
     size: Size,
+    /// Decode what comes of each prompt, too: `cogvx export --quantize-vae` needs to know what the VAE reads
+    #[arg(long, conflicts_with = "merge")]
+    vae: bool,
     /// Ranges that the steps are divided into
     #[arg(long, default_value_t = 4, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=MOST_RANGES as u64))]
     ranges: usize,
@@ -102,7 +105,14 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
         save(&table, &args.output)?;
     }
     let (prompts, places, layers) = (table.runs.len(), table.places.len(), table.layers.len());
-    writeln!(std::io::stdout(), "{output}: {prompts} prompts, {layers} layers that read at {places} places")?;
+    let decoded = match table.runs.iter().filter(|run| run.vae).count() {
+        0 => "the VAE was not seen".to_string(),
+        decoded => format!("{decoded} prompts decoded"),
+    };
+    writeln!(
+        std::io::stdout(),
+        "{output}: {prompts} prompts, {layers} layers that read at {places} places, {decoded}"
+    )?;
     Ok(Answer::Done)
 }
 
@@ -123,10 +133,17 @@ fn calibrate(args: &Args, prompts: &[String], loras: Vec<Lora>, table: &mut Tabl
         bail!("`{path}`: expected a model that makes videos of text alone, found an image-to-video model");
     }
     table.layers = report.observed;
+    if args.vae {
+        let vae = vae_fingerprint(&args.checkpoint)?;
+        if table.vae.is_some() {
+            table.check_vae(&args.output, &vae)?;
+        }
+        table.vae = Some(vae);
+    }
     let keep = Keep { ranges: args.ranges, rows: args.rows };
     let runs = prompts.iter().zip(args.seed..).map(|(prompt, seed)| run_of(args, pipeline, prompt, seed));
     let runs = runs.collect::<anyhow::Result<Vec<_>>>()?;
-    let left: Vec<_> = runs.into_iter().filter(|run| !table.runs.contains(run)).collect();
+    let left: Vec<_> = runs.into_iter().filter(|run| !table.runs.iter().any(|old| old.covers(run))).collect();
     let progress = Progress::steps("calibrating", left.len() * args.steps);
     for (i, run) in left.iter().enumerate() {
         observe(pipeline, table, run, keep, |step, steps| {
@@ -142,5 +159,5 @@ fn run_of(args: &Args, pipeline: &Pipeline, prompt: &str, seed: u64) -> anyhow::
     let mut request = pipeline.request(prompt)?;
     args.size.apply(&mut request);
     let size = [request.frames, request.height, request.width];
-    Ok(Run { prompt: prompt.into(), seed, steps: args.steps, guidance: args.guidance, size })
+    Ok(Run { prompt: prompt.into(), seed, steps: args.steps, guidance: args.guidance, size, vae: args.vae })
 }

@@ -154,6 +154,7 @@ impl Args {
                 Precision::Bf16 => DType::BF16,
             }),
             quantize: self.quantize.map(|asked| asked.scheme.scheme()),
+            quantize_vae: self.layers.quantize_vae,
             calibration: self.calibration.clone(),
             observer: self.observer.clip(),
             allow_overflow: self.allow_overflow,

@@ -42,9 +42,14 @@ impl Asked {
     }
 }
 
-/// Layers that stay in float.
+/// Layers that are quantized besides, and layers that stay in float.
 #[derive(Args)]
 pub(super) struct Layers {
+    /// Quantize the convolutions of the VAE's decoder to int8, too (cpu)
+    ///
+    /// Decodes more than twice as fast and costs quality; needs a table that `cogvx calibrate --vae` made.
+    #[arg(long, requires = "quantize")]
+    pub quantize_vae: bool,
     /// Leave layers in float whose names have one of these parts, such as `attn1.to_q` or `transformer_blocks.0.`
     #[arg(long, value_name = "NAMES", value_delimiter = ',', requires = "quantize")]
     keep_float: Vec<String>,

@@ -21,6 +21,8 @@ pub struct ExportOptions {
     pub precision: Option<DType>,
     /// How the linear layers of the text encoder and the transformer are quantized, if at all.
     pub quantize: Option<Scheme>,
+    /// Whether the convolutions of the VAE's decoder are quantized, too, whatever the scheme; without one nothing is.
+    pub quantize_vae: bool,
     /// Which of the layers that can be quantized are.
     pub layers: LayerChoice,
     /// The table that `cogvx calibrate` made of the checkpoint, for quantization and for what `float16` does not hold.
@@ -77,6 +79,7 @@ impl Default for ExportOptions {
         Self {
             precision: None,
             quantize: None,
+            quantize_vae: false,
             layers: LayerChoice::default(),
             calibration: None,
             observer: Clip::default(),
@@ -101,6 +104,12 @@ impl ExportOptions {
 
     /// Whether the target has kernels for the scheme, the scheme its table, and the table its use.
     pub(super) fn check_scheme(&self) -> Result<(), ExportError> {
+        if self.quantize_vae && self.target != Target::Cpu {
+            return Err(ExportError::VaeTarget { target: target_name(self.target) });
+        }
+        if self.quantize_vae && self.calibration.is_none() {
+            return Err(ExportError::NoVaeTable);
+        }
         let Some(scheme) = self.quantize else {
             let used = self.calibration.is_none() || self.target != Target::Cpu;
             return if used { Ok(()) } else { Err(ExportError::UnusedTable) };

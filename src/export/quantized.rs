@@ -8,6 +8,7 @@ use std::sync::mpsc;
 use std::thread;
 
 use cogvx_calibration::compensate::Compensation;
+use cogvx_calibration::convs::{self, Convolution};
 use cogvx_calibration::plan::{Layer, Plan, Scheme};
 use cogvx_calibration::round::{Rounded, round};
 use cogvx_calibration::smooth::smooth;
@@ -19,7 +20,7 @@ use cogvx_graphs::quantized::LinearForm;
 use cogvx_graphs::weights::Tensor;
 use cogvx_graphs::{DType, Weights};
 use rayon::iter::{IndexedParallelIterator as _, IntoParallelIterator as _, ParallelIterator as _};
-use rayon::slice::ParallelSliceMut as _;
+use rayon::slice::{ParallelSlice as _, ParallelSliceMut as _};
 
 use super::convert::{decode, encode};
 use super::lora::Merges;
@@ -42,7 +43,12 @@ pub(super) fn plan(
     graph: &Graph,
 ) -> Result<Plan, ExportError> {
     let mut plan = Plan::new(graph, scheme, options.target);
-    plan.layers.retain(|layer, _| options.layers.has(&format!("{}/{layer}", component.name())));
+    let chosen = |layer: &str| options.layers.has(&format!("{}/{layer}", component.name()));
+    plan.layers.retain(|layer, _| chosen(layer));
+    if options.quantize_vae && component == Component::VaeDecoder {
+        plan.convs = convs::find(graph);
+        plan.convs.retain(|layer, _| chosen(layer));
+    }
     if let Some(table) = table {
         let read = |name: &str| -> Result<Vec<f32>, ExportError> {
             let tensor = weights.get(name).expect("the graph was built from these weights");
@@ -55,6 +61,9 @@ pub(super) fn plan(
         };
         let path = options.calibration.as_deref().unwrap_or(Path::new(""));
         plan.place(table, path, component.name())?;
+        for conv in plan.convs.values_mut() {
+            conv.settle(table, path, component.name())?;
+        }
         smooth(&mut plan, graph, (table, options.observer), &read)?;
     }
     Ok(plan)
@@ -147,6 +156,7 @@ impl<'a> Quantized<'a> {
             match part {
                 WeightPart::Scales => encode(&rounded.scales, weight.stored, &mut bytes),
                 WeightPart::ZeroPoints => bytes = std::mem::take(&mut rounded.zero_points),
+                WeightPart::Bias => bytes = rounded.bias.iter().flat_map(|steps| steps.to_le_bytes()).collect(),
                 WeightPart::Whole | WeightPart::Values => bytes = std::mem::take(&mut rounded.values),
             }
             if full.send(bytes).is_err() {
@@ -159,6 +169,9 @@ impl<'a> Quantized<'a> {
     /// The weight `name` as the plan wants it.
     fn quantize(&self, name: &str) -> Result<Rounded, ExportError> {
         let tensor = self.weights.get(name).expect("planned from these weights");
+        if let Some(conv) = self.plan.convs.get(name) {
+            return self.quantize_convolution(tensor, conv);
+        }
         let layer = &self.plan.layers[name];
         let [out, input] = layer.features;
         let rows = (BLOCK / input).clamp(1, out);
@@ -187,6 +200,33 @@ impl<'a> Quantized<'a> {
             for block in blocks {
                 whole.values.extend_from_slice(&block.values);
             }
+        }
+        Ok(whole)
+    }
+
+    /// The weight and the bias of a convolution.
+    fn quantize_convolution(&self, tensor: &Tensor, conv: &Convolution) -> Result<Rounded, ExportError> {
+        let bias = self.weights.get(&conv.bias).expect("planned from these weights");
+        let mut biases = vec![];
+        decode(&self.weights.read(bias)?, bias.dtype, &mut biases);
+        let rows = (BLOCK / conv.width()).clamp(1, biases.len());
+        let size = conv.width() * tensor.dtype.size();
+        let blocks: Vec<Rounded> = biases
+            .par_chunks(rows)
+            .enumerate()
+            .map(|(i, biases)| {
+                let mut bytes = vec![0; biases.len() * size];
+                self.weights.read_into(tensor, (i * rows * size) as u64, &mut bytes)?;
+                let mut numbers = vec![];
+                decode(&bytes, tensor.dtype, &mut numbers);
+                Ok(conv.round(&numbers, biases))
+            })
+            .collect::<Result<_, ExportError>>()?;
+        let mut whole = Rounded::default();
+        for mut block in blocks {
+            whole.values.append(&mut block.values);
+            whole.scales.append(&mut block.scales);
+            whole.bias.append(&mut block.bias);
         }
         Ok(whole)
     }

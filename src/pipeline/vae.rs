@@ -5,7 +5,7 @@ use ndarray::{ArrayD, ArrayViewD, Axis, IxDyn, Slice};
 
 use super::PipelineError;
 use super::tiling::{Tiles, blend, crop, end};
-use crate::runtime::{Input, Session, State};
+use crate::runtime::{Input, Outputs, Session, State};
 
 const FRAMES: Axis = Axis(2);
 const ROWS: Axis = Axis(3);
@@ -24,13 +24,18 @@ pub struct Vae {
 
 impl Vae {
     /// From `latents`, already divided by the scaling factor, to `sample`.
-    pub(super) fn decoder([first, next]: [Session; 2]) -> Self {
+    pub(crate) fn decoder([first, next]: [Session; 2]) -> Self {
         Self { first, next, chunk: LATENT_CHUNK, input: "latents", output: "sample", tiles: None }
     }
 
     /// From `sample`, in -1..1, to `moments`: means, then log variances.
     pub(super) fn encoder([first, next]: [Session; 2]) -> Self {
         Self { first, next, chunk: FRAME_CHUNK, input: "sample", output: "moments", tiles: None }
+    }
+
+    /// The graphs.
+    pub(crate) fn into_sessions(self) -> [Session; 2] {
+        [self.first, self.next]
     }
 
     /// Inputs larger than a tile are cut, and what comes of the tiles is blended.
@@ -47,6 +52,16 @@ impl Vae {
     pub fn run(
         &mut self,
         x: &ArrayD<f32>,
+        each: impl FnMut(ArrayD<f32>) -> Result<(), PipelineError>,
+    ) -> Result<(), PipelineError> {
+        self.watched(x, &mut |_| (), each)
+    }
+
+    /// The same; `ran` is shown all outputs of each call of a graph.
+    pub(super) fn watched(
+        &mut self,
+        x: &ArrayD<f32>,
+        ran: &mut dyn FnMut(&Outputs),
         mut each: impl FnMut(ArrayD<f32>) -> Result<(), PipelineError>,
     ) -> Result<(), PipelineError> {
         let &[(1..), _, (1..), height, width] = x.shape() else {
@@ -54,9 +69,9 @@ impl Vae {
             return Err(PipelineError::Shape { name, expected, found: x.shape().to_vec() });
         };
         let Some(tiles) = self.tiles.filter(|tiles| tiles.cut(height, width)) else {
-            return self.whole(&x.view(), each);
+            return self.whole(&x.view(), ran, each);
         };
-        let y = self.tiled(x, tiles)?;
+        let y = self.tiled(x, ran, tiles)?;
         y.axis_chunks_iter(FRAMES, FRAME_CHUNK).try_for_each(|frames| each(frames.to_owned()))
     }
 
@@ -65,7 +80,12 @@ impl Vae {
     /// Tile after tile as diffusers does it, not chunk after chunk of all tiles: the caches of the decoder are as large as
     /// 1350 frames of pixels (5.6 GB at 480x720), so there is room for those of one tile only, and the result (4 MB a frame)
     /// waits until the last tile has been decoded. Of a finished tile only its crop and the edges that others blend with stay.
-    fn tiled(&mut self, x: &ArrayD<f32>, tiles: Tiles) -> Result<ArrayD<f32>, PipelineError> {
+    fn tiled(
+        &mut self,
+        x: &ArrayD<f32>,
+        ran: &mut dyn FnMut(&Outputs),
+        tiles: Tiles,
+    ) -> Result<ArrayD<f32>, PipelineError> {
         let &[_, _, _, height, width] = x.shape() else { unreachable!("checked by `run`") };
         tiles.check(height, width)?;
         let mut y = ArrayD::zeros(IxDyn(&[0; 5]));
@@ -76,7 +96,7 @@ impl Vae {
             for (j, columns) in tiles.columns.of(width).enumerate() {
                 let size = [tiles.rows.after(rows.len()), tiles.columns.after(columns.len())];
                 let part = x.slice_axis(ROWS, Slice::from(rows.clone()));
-                let mut tile = self.joined(&part.slice_axis(COLUMNS, Slice::from(columns)), size)?;
+                let mut tile = self.joined(&part.slice_axis(COLUMNS, Slice::from(columns)), ran, size)?;
                 if !y.is_empty() && y.shape()[..3] != tile.shape()[..3] {
                     let (name, expected) = (self.output.into(), format!("{:?} as of the first tile", &y.shape()[..3]));
                     return Err(PipelineError::Shape { name, expected, found: tile.shape().to_vec() });
@@ -106,10 +126,15 @@ impl Vae {
     }
 
     /// The results of all frames together, each of `size`.
-    fn joined(&mut self, x: &ArrayViewD<'_, f32>, size: [usize; 2]) -> Result<ArrayD<f32>, PipelineError> {
+    fn joined(
+        &mut self,
+        x: &ArrayViewD<'_, f32>,
+        ran: &mut dyn FnMut(&Outputs),
+        size: [usize; 2],
+    ) -> Result<ArrayD<f32>, PipelineError> {
         let mut chunks: Vec<ArrayD<f32>> = vec![];
         let name = self.output;
-        self.whole(x, |chunk| {
+        self.whole(x, ran, |chunk| {
             let channels = chunks.first().map_or(chunk.len_of(Axis(1)), |first| first.len_of(Axis(1)));
             if chunk.len_of(Axis(1)) != channels || chunk.shape()[3..] != size {
                 let expected = format!("[batch, {channels}, frames, {}, {}]", size[0], size[1]);
@@ -126,6 +151,7 @@ impl Vae {
     fn whole(
         &mut self,
         x: &ArrayViewD<'_, f32>,
+        ran: &mut dyn FnMut(&Outputs),
         mut each: impl FnMut(ArrayD<f32>) -> Result<(), PipelineError>,
     ) -> Result<(), PipelineError> {
         let (batch, frames) = (x.len_of(Axis(0)), x.len_of(FRAMES));
@@ -138,6 +164,7 @@ impl Vae {
             let mut inputs = vec![(self.input, Input::Float(chunk.view()))];
             inputs.extend(caches.iter().map(|(name, state)| (name.as_str(), Input::State(state))));
             let outputs = graph.run(&inputs)?;
+            ran(&outputs);
             let result = outputs.array(self.output)?;
             if !matches!(result.shape(), &[b, (1..), (1..), (1..), (1..)] if b == batch) {
                 let (name, expected) = (self.output.into(), format!("[{batch}, channels, frames, height, width]"));
@@ -145,8 +172,7 @@ impl Vae {
             }
             each(result)?;
             // What a call leaves as `<layer>.cache` is the next one's `<layer>.past`.
-            let past = |name: String| name.strip_suffix(".cache").map_or(name.clone(), |layer| format!("{layer}.past"));
-            caches = outputs.into_states(self.output).map(|(name, state)| (past(name), state)).collect();
+            caches = outputs.into_states(".cache").map(|(layer, state)| (format!("{layer}.past"), state)).collect();
             (start, end) = (end, end + self.chunk);
         }
         Ok(())

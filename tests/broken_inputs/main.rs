@@ -13,6 +13,7 @@ mod runs;
 #[path = "../scene/mod.rs"]
 mod scene;
 mod tables;
+mod vae;
 mod weights;
 
 use scene::Scene;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use cogvx::bundle::Bundle;
-use cogvx::calibrate::{Keep, fingerprint, observe, save};
+use cogvx::calibrate::{Keep, fingerprint, observe, save, vae_fingerprint};
 use cogvx::export::{ExportOptions, Report, export};
 use cogvx::pipeline::Pipeline;
 use cogvx::rng::TorchGenerator;
@@ -144,14 +144,14 @@ pub fn graphs(bundle: &Path) -> Vec<PathBuf> {
     manifest.components.values().flat_map(|c| &c.graphs).map(|g| bundle.join(&g.file)).collect()
 }
 
-/// Calibrate `checkpoint` with two short runs; returns the table's path in `folder`.
+/// Calibrate `checkpoint`, its VAE too, with two short runs; returns the table's path in `folder`.
 pub fn calibrated(checkpoint: &Path, folder: &Path) -> PathBuf {
     let (observed, mut table) = observed(checkpoint);
     let pipeline = pipeline(&observed.path().join("bundle"));
     for (prompt, seed) in [("a red circle moving left", 0), ("a green square moving up", 1)] {
         let request = pipeline.request(prompt).expect("a model of the family");
         let size = [request.frames, request.height, request.width];
-        let run = Run { prompt: prompt.into(), seed, steps: 4, guidance: 3.0, size };
+        let run = Run { prompt: prompt.into(), seed, steps: 4, guidance: 3.0, size, vae: true };
         observe(&pipeline, &mut table, &run, Keep { ranges: 2, rows: 128 }, |_, _| {}).expect("a run");
     }
     saved(&table, folder)
@@ -180,8 +180,9 @@ fn observed(checkpoint: &Path) -> (TempDir, Table) {
     let folder = fresh_folder();
     let (_, report) =
         bundle_of(checkpoint, folder.path(), &ExportOptions { observe: Some(16), ..ExportOptions::default() });
+    let vae = Some(vae_fingerprint(checkpoint).expect("a checkpoint"));
     let checkpoint = fingerprint(checkpoint, &[]).expect("a checkpoint");
-    (folder, Table { checkpoint, ranges: 2, layers: report.observed, ..Table::default() })
+    (folder, Table { checkpoint, vae, ranges: 2, layers: report.observed, ..Table::default() })
 }
 
 fn saved(table: &Table, folder: &Path) -> PathBuf {

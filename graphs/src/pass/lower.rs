@@ -336,9 +336,10 @@ impl Pass for Lower {
             Op::QuantizedLinear(layer) => Some(vec![self.quantized_linear(x?, layer, &inputs[1..], &types[0])]),
             Op::Conv { strides, pads } => {
                 let since = if types[0].dtype == DType::BF16 { 22 } else { 11 };
-                let pads: Vec<_> = [0, 1].iter().flat_map(|&side| pads.iter().map(move |pad| pad[side])).collect();
-                one("Conv", since, vec![("pads", ints(&pads)), ("strides", ints(strides))])
+                one("Conv", since, conv_attributes(strides, pads))
             }
+            Op::Quantize(bytes) => Some(vec![quantized::to_bytes(x?, *bytes)]),
+            Op::QuantizedConv(layer) => Some(vec![quantized::convolution(layer, inputs, &types[0].shape, out)]),
             Op::LayerNorm { epsilon } => {
                 one("LayerNormalization", 17, vec![("axis", Int(-1)), ("epsilon", Float(*epsilon))])
             }
@@ -415,6 +416,11 @@ fn producer(x: Value<'_>, name: &str) -> Option<Node> {
     let Source::Node { node, .. } = x.source() else { return None };
     let node = x.graph.nodes()[node].clone();
     (node.op.name() == name).then_some(node)
+}
+
+fn conv_attributes(strides: &[usize], pads: &[[usize; 2]]) -> Vec<(&'static str, Attribute)> {
+    let pads: Vec<_> = [0, 1].iter().flat_map(|&side| pads.iter().map(move |pad| pad[side])).collect();
+    vec![("pads", ints(&pads)), ("strides", ints(strides))]
 }
 
 fn ints(numbers: &[usize]) -> Attribute {

@@ -58,8 +58,8 @@ impl Pass for Precision {
         "precision"
     }
 
-    fn input(&mut self, old: &Type, state: bool) -> Type {
-        let dtype = if state { self.compute } else { old.dtype };
+    fn input(&mut self, _: usize, old: &Type, state: bool) -> Type {
+        let dtype = if state && old.dtype.is_float() { self.compute } else { old.dtype };
         Type::new(dtype, old.shape.clone())
     }
 

@@ -1,9 +1,9 @@
-//! Quantized linear layers, in the forms that have kernels.
+//! Quantized layers, in the forms that have kernels.
 
-use super::{Attribute::Int, CONTRIB, Lower, Target, binary, emit, gemm, signed};
-use crate::graph::Constant;
+use super::{Attribute::Int, CONTRIB, Lower, Target, binary, conv_attributes, emit, gemm, signed};
+use crate::graph::{Constant, Graph};
 use crate::op::Type;
-use crate::quantized::{LinearForm, QuantizedLinear};
+use crate::quantized::{Bytes, LinearForm, QuantizedConv, QuantizedLinear};
 use crate::{DType, Dim, Value, dims};
 
 /// The `uint8` that stands for zero where values are symmetric.
@@ -90,6 +90,35 @@ impl Lower {
         let zeros = emit("", "Expand", 13, vec![], &[Some(zero), Some(sizes)], vec![zeros], out)[0];
         [quantize(flat, step_of_row, zeros, Some(0)), steps]
     }
+}
+
+/// `x` as bytes.
+pub(super) fn to_bytes(x: Value<'_>, bytes: Bytes) -> Value<'_> {
+    let [step, zero] = constants(bytes, x.graph);
+    quantize(x, step, zero, None)
+}
+
+/// `QLinearConv`, and the numbers that its bytes stand for.
+pub(super) fn convolution<'g>(
+    layer: &QuantizedConv,
+    inputs: &[Option<Value<'g>>],
+    shape: &[Dim],
+    out: &'g Graph,
+) -> Value<'g> {
+    let &[x, weight, scales, bias] = inputs else { unreachable!("a quantized convolution reads four tensors") };
+    let ([step, zero], [step_made, zero_made]) = (constants(layer.reads, out), constants(layer.makes, out));
+    let middle = out.constant(Constant { dtype: DType::I8, shape: vec![], bytes: vec![0] });
+    let parameters = [step, zero].map(Some).into_iter().chain([weight, scales, Some(middle)]);
+    let inputs: Vec<_> = [x].into_iter().chain(parameters).chain([Some(step_made), Some(zero_made), bias]).collect();
+    let to = Type::new(DType::U8, shape.to_vec());
+    let made = emit("", "QLinearConv", 10, conv_attributes(&layer.strides, &layer.pads), &inputs, vec![to], out)[0];
+    dequantize(&[Some(made), Some(step_made), Some(zero_made)], &[], DType::F32)
+}
+
+/// Step and zero point.
+fn constants(bytes: Bytes, out: &Graph) -> [Value<'_>; 2] {
+    let zero = Constant { dtype: DType::U8, shape: vec![], bytes: vec![bytes.zero_point] };
+    [out.floats(&[], &[bytes.step]), out.constant(zero)]
 }
 
 /// To eight bits and back, for TensorRT to fuse into the product.
