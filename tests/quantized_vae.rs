@@ -78,10 +78,10 @@ fn expected(conv: &Convolution, [weight, bias]: [&[f32]; 2], x: &ArrayD<f32>) ->
     };
     let [frames, rows, columns] = SIZE;
     let (mut made, mut exact) = (vec![], vec![]);
-    for out in 0..CHANNELS {
+    for (out, &bias) in bias.iter().enumerate() {
         for place in 0..(frames - 2) * rows * columns {
             let (frame, row, column) = (place / (rows * columns), place / columns % rows, place % columns);
-            let (mut sum, mut float) = (i64::from(rounded.bias[out]), bias[out]);
+            let (mut sum, mut float) = (i64::from(rounded.bias[out]), bias);
             for at in 0..CHANNELS * 27 {
                 let [t, h, w] = [frame + at / 9 % 3, row + at / 3 % 3, column + at % 3];
                 // One row and one column of zeros on each side.
@@ -110,10 +110,9 @@ fn the_kernel_computes_what_its_bytes_mean() {
     let x = ArrayD::from_shape_vec(IxDyn(&[1, CHANNELS, frames, rows, columns]), numbers).expect("as many numbers");
     // As after a SiLU: mostly above zero.
     let x = x.mapv(|x| x / (1.0 + (-x).exp()));
-    let weight: Vec<_> = generator.randn(CHANNELS * CHANNELS * 27).iter().map(|w| w / 20.0).collect();
+    let mut weight: Vec<_> = generator.randn(CHANNELS * CHANNELS * 27).iter().map(|w| w / 20.0).collect();
     let mut bias = generator.randn(CHANNELS);
     // A channel whose weights are nothing beside its bias.
-    let mut weight = weight;
     weight[..CHANNELS * 27].iter_mut().for_each(|w| *w *= 1e-20);
     bias[0] = 1.5;
     for (reads, makes, most) in [([-0.3, 4.0], [-5.0, 6.0], 0.02), ([-0.3, 2.0], [-2.0, 1.0], 1.0)] {

@@ -170,7 +170,7 @@ fn the_decoder_moves_bytes_to_its_convolutions_and_keeps_them() {
         let graph = lowered(&graph, &plan, DType::F32);
         let ports = graph.to_string();
         let states = ports.lines().filter(|l| (l.starts_with("in  ") || l.starts_with("out ")) && !l.contains("f32"));
-        let states: String = states.map(|line| format!("{line}\n")).collect();
+        let states = states.collect::<Vec<_>>().join("\n") + "\n";
         let layers = [
             "decoder.mid_block.resnets.0.conv1",
             "decoder.up_blocks.0.upsamplers",

@@ -63,7 +63,8 @@ fn tables_that_do_not_tell_of_the_vae_are_refused() {
                 table(s);
                 s.header(TABLE, |header| header["__metadata__"]["vae"] = "0123456789abcdef0123456789abcdef".into());
             },
-            "`TABLE`: expected a table of the VAE with the fingerprint FINGERPRINT, found one of \
+            "`TABLE`: expected a table of the VAE with the fingerprint \
+             811482c3e7e8ebfce1f1e54aa8b1a435, found one of \
              0123456789abcdef0123456789abcdef: calibrate this checkpoint",
         ),
         refused(
@@ -93,9 +94,14 @@ fn tables_that_do_not_tell_of_the_vae_are_refused() {
         refused(
             "no number",
             EXPORT,
-            |s| value(s, |values| values[VALUE] = vec![Value::Null, 1.0.into()].into()),
+            |s| {
+                value(s, |values| {
+                    values.clear();
+                    values.insert(VALUE.into(), vec![Value::Null, 1.0.into()].into());
+                });
+            },
             "`TABLE`: expected a calibration table as `cogvx calibrate` writes it: `__metadata__` `values` of JSON, found \
-             invalid type: null, expected f32",
+             invalid type: null, expected f32 at line 1 column 70",
         ),
     ];
     check("2b-fp32", &cases);
