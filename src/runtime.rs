@@ -6,6 +6,7 @@ mod profile;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use ndarray::{ArrayD, ArrayViewD};
 use ort::environment::Environment;
@@ -144,7 +145,7 @@ impl Runtime {
         let inner = self
             .session(path, layout, profile.as_ref().map(TempDir::path))
             .map_err(|e| RuntimeError::Load { path: path.into(), message: line(&e) })?;
-        Ok(Session { inner, path: path.into(), interrupt: self.interrupt.clone(), profile })
+        Ok(Session { inner, path: path.into(), interrupt: self.interrupt.clone(), profile, busy: Duration::ZERO })
     }
 
     fn session(&self, path: &Path, layout: Layout, profile: Option<&Path>) -> ort::Result<ort::session::Session> {
@@ -213,6 +214,8 @@ pub struct Session {
     interrupt: Interrupt,
     /// Where the profile is written, if there is to be one.
     profile: Option<TempDir>,
+    /// What its runs took.
+    busy: Duration,
 }
 
 impl Session {
@@ -230,6 +233,12 @@ impl Session {
         profile::parse(&json).map_err(|e| failed(e.to_string()))
     }
 
+    /// How long ONNX Runtime has run the graph, all runs together.
+    #[must_use]
+    pub fn busy(&self) -> Duration {
+        self.busy
+    }
+
     /// Run the graph.
     ///
     /// # Errors
@@ -239,14 +248,15 @@ impl Session {
             return Err(RuntimeError::Interrupted);
         }
         let stopped = self.interrupt.clone();
-        run(&mut self.inner, &self.interrupt.0, inputs)
-            .map(|values| Outputs { values, path: self.path.clone() })
-            .map_err(|e| {
-                if stopped.stopped() {
-                    return RuntimeError::Interrupted;
-                }
-                RuntimeError::Run { path: self.path.clone(), message: line(&e) }
-            })
+        let since = Instant::now();
+        let ran = run(&mut self.inner, &self.interrupt.0, inputs);
+        self.busy += since.elapsed();
+        ran.map(|values| Outputs { values, path: self.path.clone() }).map_err(|e| {
+            if stopped.stopped() {
+                return RuntimeError::Interrupted;
+            }
+            RuntimeError::Run { path: self.path.clone(), message: line(&e) }
+        })
     }
 }
 
@@ -285,10 +295,18 @@ impl Outputs {
     /// # Errors
     /// No such output, or one of another type.
     pub fn array(&self, name: &str) -> Result<ArrayD<f32>, RuntimeError> {
+        Ok(self.view(name)?.to_owned())
+    }
+
+    /// The same where it lies.
+    ///
+    /// # Errors
+    /// As [`Outputs::array`].
+    pub fn view(&self, name: &str) -> Result<ArrayViewD<'_, f32>, RuntimeError> {
         let no_output = || RuntimeError::NoOutput { path: self.path.clone(), name: name.into() };
         let value = self.values.get(name).ok_or_else(no_output)?;
         let failed = |e: ort::Error| RuntimeError::Run { path: self.path.clone(), message: line(&e) };
-        Ok(value.try_extract_array::<f32>().map_err(failed)?.to_owned())
+        value.try_extract_array::<f32>().map_err(failed)
     }
 
     /// Names of the outputs.
