@@ -36,6 +36,12 @@ pub enum RuntimeError {
     Load { path: PathBuf, message: String },
     #[error("cannot run `{}`: {message}", path.display())]
     Run { path: PathBuf, message: String },
+    #[error(
+        "cannot run `{}`: expected more memory, found none left: fewer frames or a smaller video take less, and so does \
+         `--vae-tiling` in the VAE",
+        path.display()
+    )]
+    Memory { path: PathBuf },
     #[error("cannot profile `{}`: {message}", path.display())]
     Profile { path: PathBuf, message: String },
     #[error("`{}`: expected an output `{name}`, found none", path.display())]
@@ -255,9 +261,16 @@ impl Session {
             if stopped.stopped() {
                 return RuntimeError::Interrupted;
             }
-            RuntimeError::Run { path: self.path.clone(), message: line(&e) }
+            let (path, message) = (self.path.clone(), line(&e));
+            if is_memory(&message) { RuntimeError::Memory { path } } else { RuntimeError::Run { path, message } }
         })
     }
+}
+
+/// Whether ONNX Runtime's message says that memory is short: of the processor, or of a CUDA device.
+fn is_memory(message: &str) -> bool {
+    let signs = ["bad_alloc", "Failed to allocate memory", "out of memory", "ALLOC_FAILED"];
+    signs.iter().any(|sign| message.contains(sign))
 }
 
 /// ONNX Runtime's message on one line.
@@ -318,5 +331,22 @@ impl Outputs {
     pub fn into_states(self, name: &str) -> impl Iterator<Item = (String, State)> {
         let name = name.to_string();
         self.values.into_iter().filter(move |(n, _)| *n != name).map(|(n, value)| (n, State(value)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_onnx_runtime_says_when_memory_is_short_is_known() {
+        for message in [
+            "Non-zero status code returned while running Mul node. Name:'norm1/Mul_3' Status Message: std::bad_alloc",
+            "Status Message: Failed to allocate memory for requested buffer of size 5662310400",
+            "CUDA failure 2: out of memory ; GPU=0",
+        ] {
+            assert!(is_memory(message), "{message}");
+        }
+        assert!(!is_memory("Status Message: Invalid input shape: {2,3}"));
     }
 }

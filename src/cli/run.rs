@@ -44,7 +44,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
     prompts: Option<PathBuf>,
     /// What videos of `--prompts` are written as, where their lines do not say [default: mp4]
-    #[arg(long, requires = "prompts")]
+    #[arg(long, conflicts_with = "prompt")]
     format: Option<Form>,
     /// Write what it takes to go on to this file after each step, until the video is there; with `--prompts` a folder of such files
     #[arg(long, value_name = "FILE", conflicts_with = "resume")]
@@ -80,7 +80,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
 fn run_one(args: &Args) -> anyhow::Result<Answer> {
     Format::of(&args.output)?;
     if let Some(path) = &args.save_state {
-        is_free(path)?;
+        is_free(path, false)?;
     }
     let state = args.save_state.as_ref().or(args.resume.as_ref());
     if let Some(path) = state.filter(|path| same_place(path, &args.output)) {
@@ -145,10 +145,10 @@ fn how_to_go_on(args: &Args, state: &Path) -> String {
     format!("the same command with `--resume {path}` in place of `--save-state {path}` goes on from there")
 }
 
-/// Checks that no state is there.
-fn is_free(path: &Path) -> anyhow::Result<()> {
+/// Checks that no state is there, but for an empty folder where one is to be filled.
+fn is_free(path: &Path, is_folder: bool) -> anyhow::Result<()> {
     let is_empty = || std::fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none());
-    if path.symlink_metadata().is_err() || is_empty() {
+    if path.symlink_metadata().is_err() || (is_folder && is_empty()) {
         return Ok(());
     }
     bail!("`{}`: expected nothing there, found a file or folder: `--resume` goes on with a state", path.display())

@@ -111,7 +111,7 @@ fn files_of_prompts_are_refused_by_line_and_field() {
             "a format without prompts",
             "cogvx run CKPT -p fox --format gif -o OUT",
             intact,
-            "the following required arguments were not provided:\n  --prompts <FILE>",
+            "the argument '--prompt <PROMPT>' cannot be used with '--format <FORMAT>'",
         ),
     ];
     check("2b-fp32", &cases);

@@ -34,7 +34,7 @@ pub(super) fn run(args: &Args, prompts: &Path) -> anyhow::Result<Answer> {
         bail!("`{}`: expected another folder than the videos'", path.display());
     }
     if let Some(path) = &args.save_state {
-        is_free(path)?;
+        is_free(path, true)?;
     }
     if let Some(path) = args.resume.as_ref().filter(|path| !path.is_dir()) {
         bail!(

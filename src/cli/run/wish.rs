@@ -111,7 +111,7 @@ impl Wish {
             }
             "fps" => self.fps = number(value)?,
             "vae_tiling" => self.vae_tiling = truth(value)?,
-            other => return Err(format!("one of {}, found `{other}`", Self::FIELDS.join(", "))),
+            _ => unreachable!("one of `FIELDS`"),
         }
         Ok(())
     }
