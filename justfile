@@ -30,13 +30,17 @@ bench-export folder="target/bench":
     scripts/bench-export {{folder}}
 
 # Fuzz what reads untrusted bytes, ten minutes or a million inputs each; needs a nightly compiler and `cargo install cargo-fuzz`
-fuzz target="safetensors config spiece onnx manifest table":
+fuzz target="safetensors config spiece onnx manifest table state":
     for t in {{target}}; do mkdir -p fuzz/target/corpus/$t && (cd fuzz && cargo +nightly fuzz run -s none $t target/corpus/$t corpus/$t -- -runs=1000000 -max_total_time=600 -timeout=10 -rss_limit_mb=1024 -print_final_stats=1) || exit 1; done
 
 # Time and peak memory of each stage of a run at 2B's size, and of its VAE with and without tiles; takes 15 GB of disk
 bench-run folder="target/bench" *options:
     cargo build --release
     scripts/bench-run {{folder}} {{options}}
+
+# What the sampling loop takes beside the engine, a step: at most a millisecond with a small model
+bench-loop *options:
+    cargo run --release -- bench examples/shapes-model --steps 50 --repeat 10 {{options}}
 
 # One forward in each quantization scheme beside its peers, or with `--convert` what quantizing takes; takes 8 GB of disk
 bench-quantize folder="target/bench-quantize" *options:

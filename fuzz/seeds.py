@@ -2,7 +2,7 @@
 
     cargo run -- export tests/fixtures/2b-fp32 --output target/seeds && python fuzz/seeds.py target/seeds
 """
-import json, pathlib, struct, sys
+import json, os, pathlib, struct, subprocess, sys
 
 here = pathlib.Path(__file__).parent
 fixtures = here.parent / "tests/fixtures"
@@ -162,3 +162,21 @@ seed("table", "one", table({"transformer/a": 4}, 2, 3), "\n--\n", filling)
 seed("table", "two", table({"transformer/a": 4, "text_encoder/b": 2}, 1, 16, runs=compact([run]), values=compact(values)), "\n--\n", filling)
 seed("table", "shared", table({"transformer/a": 2}, 4, 2, layers=compact({"x": "transformer/a", "y": "transformer/a"})), "\n--\n", filling)
 seed("table", "zeros", table({"transformer/a": 4}, 2, 3))
+
+
+# States of runs that are ended in their second step. cogvx is the one that cargo built.
+def state(name, model, *options):
+    file = here / "corpus/state" / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.unlink(missing_ok=True)
+    cogvx = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", here.parent / "target")) / "debug/cogvx"
+    command = [cogvx, "run", fixtures / model, "-p", "fox", "--steps", "50", "-o", "unmade.npy", "--save-state", file, *options]
+    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    next(line for line in run.stderr if line.startswith("step 2/"))
+    run.terminate()
+    run.wait()
+
+
+state("ddim", "2b-fp32", "--scheduler", "ddim")
+state("dpm", "2b-fp32", "--scheduler", "dpm", "--seed", "3")
+state("image", "5b-i2v", "--image", fixtures / "goldens/scores" / sorted(os.listdir(fixtures / "goldens/scores"))[0])

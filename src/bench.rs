@@ -1,6 +1,7 @@
 //! What a graph costs: seconds, processor time and memory of its runs, and which layers take them.
 
 mod groups;
+mod looped;
 mod verdict;
 
 use std::collections::BTreeMap;
@@ -9,12 +10,13 @@ use std::time::Instant;
 use ndarray::{ArrayD, IxDyn};
 use serde::Serialize;
 
-use crate::pipeline::{Pipeline, PipelineError, Start, Transformer, Vae};
+use crate::pipeline::{Pipeline, PipelineError, Request, Start, Transformer, Vae};
 use crate::rng::TorchGenerator;
 use crate::runtime::{Input, NodeRun, Session};
 use crate::stats::{Memory, Meter, cpu_seconds};
 
 pub use groups::{GroupTime, by_kind, by_operator};
+pub use looped::{LoopTiming, time_loop};
 pub use verdict::{Verdict, kept_float, verdict};
 
 /// A component that can be timed alone.
@@ -154,15 +156,7 @@ impl<'a> Loaded<'a> {
             let ids = pipeline.tokenize(&["a red circle moving left"])?;
             return Ok(Self::TextEncoder { session: session()?, ids });
         }
-        let mut request = pipeline.request("")?;
-        let [frames, height, width] = settings.size;
-        request.frames = frames.unwrap_or(request.frames);
-        request.height = height.unwrap_or(request.height);
-        request.width = width.unwrap_or(request.width);
-        pipeline.check_sides(request.height, request.width)?;
-        if pipeline.takes_image() {
-            request.start = Start::Image(ArrayD::zeros(IxDyn(&[3, request.height, request.width])));
-        }
+        let request = request(pipeline, settings.size)?;
         let mut shape = pipeline.check(&request)?.shape;
         // An image's latents are channels, too.
         shape[2] = pipeline.dit.in_channels;
@@ -206,6 +200,19 @@ impl<'a> Loaded<'a> {
         };
         Ok(sessions.into_iter().map(Session::profile).collect::<Result<_, _>>()?)
     }
+}
+
+/// A request of this size, frames, rows and columns, which the model can make.
+fn request(pipeline: &Pipeline, [frames, height, width]: [Option<usize>; 3]) -> Result<Request, PipelineError> {
+    let mut request = pipeline.request("")?;
+    request.frames = frames.unwrap_or(request.frames);
+    request.height = height.unwrap_or(request.height);
+    request.width = width.unwrap_or(request.width);
+    pipeline.check_sides(request.height, request.width)?;
+    if pipeline.takes_image() {
+        request.start = Start::Image(ArrayD::zeros(IxDyn(&[3, request.height, request.width])));
+    }
+    Ok(request)
 }
 
 /// The shortest run of each node: what else the machine does can only make one longer.

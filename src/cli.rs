@@ -1,5 +1,6 @@
 //! The command line: `cogvx <command>`, and `cogvx-export` for `cogvx export`.
 
+mod aside;
 mod bench;
 mod calibrate;
 mod export;
@@ -23,6 +24,8 @@ use std::sync::atomic::Ordering;
 
 use clap::builder::RangedU64ValueParser;
 use clap::{Parser, Subcommand};
+
+use aside::Aside;
 
 use crate::bundle::Bundle;
 use crate::export::{ExportOptions, Report};
@@ -99,8 +102,9 @@ fn exit(result: anyhow::Result<Answer>) -> ExitCode {
         Ok(Answer::No) => ExitCode::from(1),
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         // Whatever failed then failed because of it.
-        Err(_) if interrupt::asked().load(Ordering::SeqCst) => {
-            progress::say("error: interrupted");
+        Err(error) if interrupt::asked().load(Ordering::SeqCst) => {
+            let how = error.downcast_ref::<interrupt::Interrupted>();
+            progress::say(&format!("error: {}", how.map_or("interrupted", |how| &how.0)));
             ExitCode::from(130)
         }
         Err(error) => {
@@ -120,7 +124,7 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 /// A bundle, or a checkpoint exported for the occasion into a folder that goes when this is dropped.
 struct Opened {
     pipeline: Pipeline,
-    _exported: Option<tempfile::TempDir>,
+    _exported: Option<Aside>,
 }
 
 /// Reads a number of threads: more than there are cores is a mistake, and a million of them would be started.
@@ -140,23 +144,22 @@ fn open(path: &Path, threads: usize) -> anyhow::Result<Opened> {
 /// Export the checkpoint at `path` with `options` for the occasion, and open it.
 fn open_with(path: &Path, threads: usize, options: ExportOptions) -> anyhow::Result<(Opened, Report)> {
     let (folder, report) = export_aside(path, options)?;
-    Ok((start(Bundle::open(&folder.path().join("bundle"))?, Some(folder), threads)?, report))
+    Ok((start(Bundle::open(&folder.bundle())?, Some(folder), threads)?, report))
 }
 
-fn start(bundle: Bundle, exported: Option<tempfile::TempDir>, threads: usize) -> anyhow::Result<Opened> {
+fn start(bundle: Bundle, exported: Option<Aside>, threads: usize) -> anyhow::Result<Opened> {
     let runtime = Runtime::start(pipeline::device(&bundle.manifest().target), threads)?;
     interrupt::ends(runtime.interrupt());
     Ok(Opened { pipeline: Pipeline::open(bundle, runtime)?, _exported: exported })
 }
 
 /// Export a checkpoint into a new folder beside it, where weights can be linked, or among the system's temporary files.
-fn export_aside(checkpoint: &Path, options: ExportOptions) -> anyhow::Result<(tempfile::TempDir, Report)> {
-    let folder = tempfile::Builder::new().prefix(".cogvx-run-").to_owned();
+fn export_aside(checkpoint: &Path, options: ExportOptions) -> anyhow::Result<(Aside, Report)> {
     let parent = checkpoint.canonicalize().ok().and_then(|p| Some(p.parent()?.to_path_buf()));
-    let beside = parent.and_then(|parent| folder.tempdir_in(parent).ok());
-    let folder = beside.map_or_else(|| folder.tempdir(), Ok)?;
+    let beside = parent.and_then(|parent| Aside::new(&parent).ok());
+    let folder = beside.map_or_else(|| Aside::new(&std::env::temp_dir()), Ok)?;
     let options = ExportOptions { stop: interrupt::asked(), ..options };
-    let report = crate::export::export(checkpoint, &folder.path().join("bundle"), &options, |_| {})?;
+    let report = crate::export::export(checkpoint, &folder.bundle(), &options, |_| {})?;
     Ok((folder, report))
 }
 

@@ -2,30 +2,39 @@
 //!
 //! Each stage loads its graphs, runs and frees them before the next one starts: the peak is the largest stage.
 
+mod batch;
 mod request;
+mod spool;
 mod start;
+mod state;
 mod tiling;
 mod transformer;
 mod vae;
+mod walk;
 
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
 use cogvx_graphs::config::{ConfigError, DitConfig, T5Config, VaeConfig};
-use ndarray::{Array2, ArrayD, Axis, IxDyn, Slice, concatenate};
+use ndarray::{Array2, ArrayD, Axis, IxDyn};
 
 use crate::bundle::{Bundle, BundleError, MANIFEST};
 use crate::positions::PositionsError;
-use crate::rng::TorchGenerator;
 use crate::runtime::{Device, Input, Layout, Outputs, Runtime, RuntimeError, Session};
-use crate::scheduler::{Sampler, SchedulerConfig, SchedulerError, guidance_scale, guide};
+use crate::scheduler::{SchedulerConfig, SchedulerError};
 use crate::tokenizer::{Tokenizer, TokenizerError};
 
+pub use batch::Job;
 pub use request::{LatentShape, Request, Start};
 pub use start::Started;
+pub use state::{RunId, RunState, StateError};
 pub use tiling::Tiles;
 pub use transformer::Transformer;
 pub use vae::Vae;
+pub use walk::Walk;
+
+/// The text encoder's name in bundles.
+const TEXT_ENCODER: &str = "text_encoder";
 
 /// Why a bundle did not become a video.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +69,9 @@ pub enum PipelineError {
     /// Whoever takes the frames failed.
     #[error(transparent)]
     Sink(Box<dyn std::error::Error + Send + Sync>),
+    /// What waits for the next stage has no room.
+    #[error("cannot keep what waits for the next stage among the temporary files: {0}")]
+    Spool(std::io::Error),
 }
 
 /// A part of a run.
@@ -90,6 +102,23 @@ pub trait Observer {
     /// Step `step` of `steps` is done; `latents` are `[1, frames, channels, height, width]`.
     fn step(&mut self, _step: usize, _steps: usize, _latents: &ArrayD<f32>) {}
 
+    /// A step is done; from `walk` the run can go on, see [`RunState`].
+    fn walked(&mut self, _walk: &Walk) {}
+
+    /// Of a batch: what follows is about the video of this number, counted from 0.
+    fn video(&mut self, _video: usize) {}
+
+    /// Of a batch: all frames of this video have been handed on.
+    ///
+    /// # Errors
+    /// Whatever went wrong with it; the other videos are made all the same.
+    fn finished(&mut self, _video: usize) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        Ok(())
+    }
+
+    /// Of a batch: this video is not made, and why.
+    fn failed(&mut self, _video: usize, _why: &PipelineError) {}
+
     /// The next frames are ready: `[frames, height, width, 3]` in 0..1, of `total` in all.
     ///
     /// # Errors
@@ -98,6 +127,10 @@ pub trait Observer {
 }
 
 /// A bundle ready to run.
+///
+/// It is `Send` and `Sync`: threads may make videos with one pipeline at the same time. Each run loads graphs of its own, so
+/// their memory adds up, and [`Interrupt::stop`](crate::runtime::Interrupt::stop) ends all of them. A seed gives the same video
+/// whatever else runs.
 pub struct Pipeline {
     bundle: Bundle,
     runtime: Runtime,
@@ -209,7 +242,7 @@ impl Pipeline {
     }
 
     fn run_text_encoder(&self, ids: &ArrayD<i64>) -> Result<Outputs, PipelineError> {
-        let mut session = self.load("text_encoder", "model.onnx")?;
+        let mut session = self.load(TEXT_ENCODER, "model.onnx")?;
         Ok(session.run(&[("input_ids", Input::Integer(ids.view()))])?)
     }
 
@@ -250,7 +283,7 @@ impl Pipeline {
     pub fn generate(&self, request: &Request, observer: &mut dyn Observer) -> Result<(), PipelineError> {
         let latents = self.latents(request, observer)?;
         observer.stage(Stage::Decode);
-        self.decode(&latents, request.vae_tiling, observer)
+        self.decode(&mut self.decoder()?, &latents, request.vae_tiling, observer)
     }
 
     /// Make the latents of a video, `[1, frames, channels, height, width]`.
@@ -259,74 +292,70 @@ impl Pipeline {
     /// A request the model cannot fulfil, a failure of the runtime, or an interrupt.
     pub fn latents(&self, request: &Request, observer: &mut dyn Observer) -> Result<ArrayD<f32>, PipelineError> {
         let plan = self.check(request)?;
-        let mut sampler = Sampler::from_step(&self.scheduler, request.scheduler, request.steps, plan.skip)?;
-        let mut generator = TorchGenerator::new(request.seed);
+        let sampler = self.sampler(request, &plan)?;
         observer.stage(Stage::Text);
-        let text = self.encode_prompts(request, observer)?;
+        let text = self.encode_prompts(&mut self.load(TEXT_ENCODER, "model.onnx")?, request, observer)?;
         if request.start != Start::Noise {
             observer.stage(Stage::Encode);
         }
-        let start = self.start(request, plan.shape, &sampler, &mut generator)?;
-        observer.start(&start);
+        let mut walk = self.start(&mut None, request, &plan, sampler, observer)?;
         observer.stage(Stage::Denoise);
-        let mut latents = self.denoise(request, &mut sampler, start, &text, &mut generator, observer)?;
-        latents.slice_axis_inplace(Axis(1), Slice::from(plan.padding..));
-        Ok(latents)
+        self.transformer()?.denoise(request, &text, &mut walk, observer)?;
+        Ok(walk.into_latents(plan.padding))
+    }
+
+    /// Go on with a run from where `walk` is: the video is the one that [`Pipeline::generate`] makes. A walk that has come to its
+    /// end is only decoded.
+    ///
+    /// # Errors
+    /// As [`Pipeline::generate`], and a walk that is not one of this request.
+    pub fn resume(&self, request: &Request, mut walk: Walk, observer: &mut dyn Observer) -> Result<(), PipelineError> {
+        let plan = self.check(request)?;
+        walk.check(&plan)?;
+        if !walk.is_done() {
+            observer.stage(Stage::Text);
+            let text = self.encode_prompts(&mut self.load(TEXT_ENCODER, "model.onnx")?, request, observer)?;
+            observer.stage(Stage::Denoise);
+            self.transformer()?.denoise(request, &text, &mut walk, observer)?;
+        }
+        observer.stage(Stage::Decode);
+        self.decode(&mut self.decoder()?, &walk.into_latents(plan.padding), request.vae_tiling, observer)
     }
 
     /// Embeddings of the prompt and, for guidance, before it those of the negative prompt.
-    fn encode_prompts(&self, request: &Request, observer: &mut dyn Observer) -> Result<ArrayD<f32>, PipelineError> {
+    fn encode_prompts(
+        &self,
+        encoder: &mut Session,
+        request: &Request,
+        observer: &mut dyn Observer,
+    ) -> Result<ArrayD<f32>, PipelineError> {
         let both = [request.negative_prompt.as_str(), request.prompt.as_str()];
         let texts = if request.is_guided() { &both[..] } else { &both[1..] };
-        let outputs = self.run_text_encoder(&self.tokenize(texts)?)?;
-        observer.ran("text_encoder", 0, 1, &outputs);
+        let ids = self.tokenize(texts)?;
+        let outputs = encoder.run(&[("input_ids", Input::Integer(ids.view()))])?;
+        observer.ran(TEXT_ENCODER, 0, 1, &outputs);
         let text = outputs.array("last_hidden_state")?;
-        finite(&text, "text_encoder")?;
+        finite(&text, TEXT_ENCODER)?;
         Ok(text)
     }
 
-    fn denoise(
-        &self,
-        request: &Request,
-        sampler: &mut Sampler,
-        start: Started,
-        text: &ArrayD<f32>,
-        generator: &mut TorchGenerator,
-        observer: &mut dyn Observer,
-    ) -> Result<ArrayD<f32>, PipelineError> {
-        let mut transformer = self.transformer()?;
-        let Started { mut latents, image_latents, .. } = start;
-        let timesteps = sampler.timesteps().to_vec();
-        for (i, &t) in timesteps.iter().enumerate() {
-            let input =
-                image_latents.as_ref().map_or_else(|| latents.clone(), |image| concatenate![Axis(2), latents, *image]);
-            let mut ran = |outputs: &Outputs| observer.ran("transformer", i, timesteps.len(), outputs);
-            let output = if request.is_guided() {
-                let output = transformer.run(&concatenate![Axis(0), input, input], text, t, &mut ran)?;
-                let (uncond, text) = output.as_slice().unwrap_or_default().split_at(latents.len());
-                guide(uncond, text, guidance_scale(t, request.guidance, request.dynamic_cfg, timesteps.len()))
-            } else {
-                transformer.run(&input, text, t, &mut ran)?.into_raw_vec_and_offset().0
-            };
-            let sample = latents.as_slice_mut().expect("made in standard order");
-            sampler.step(i, &output, sample, generator)?;
-            finite(&latents, "transformer")?;
-            observer.step(i + 1, timesteps.len(), &latents);
-        }
-        Ok(latents)
-    }
-
     /// Frames of latents `[1, frames, channels, height, width]`, handed on as they come.
-    fn decode(&self, latents: &ArrayD<f32>, tiled: bool, observer: &mut dyn Observer) -> Result<(), PipelineError> {
+    fn decode(
+        &self,
+        decoder: &mut Vae,
+        latents: &ArrayD<f32>,
+        tiled: bool,
+        observer: &mut dyn Observer,
+    ) -> Result<(), PipelineError> {
         #[allow(clippy::cast_possible_truncation)] // Latents are `f32`.
         let factor = (1.0 / self.vae.scaling_factor) as f32;
         let scaled = latents.view().permuted_axes(IxDyn(&[0, 2, 1, 3, 4])).mapv(|x| x * factor);
         let total = vae::decoded_frames(scaled.shape()[2], self.vae.temporal_compression_ratio);
-        let tiles = tiled.then(|| Tiles::decoding(&self.vae));
+        decoder.set_tiles(tiled.then(|| Tiles::decoding(&self.vae)));
         // Both are told of in turns.
         let observer = RefCell::new(observer);
         let mut ran = |outputs: &Outputs| observer.borrow_mut().ran("vae_decoder", 0, 1, outputs);
-        self.decoder()?.in_tiles(tiles).watched(&scaled, &mut ran, |chunk| {
+        decoder.watched(&scaled, &mut ran, |chunk| {
             finite(&chunk, "vae_decoder")?;
             // [1, 3, frames, height, width] in -1..1 to [frames, height, width, 3] in 0..1
             let frames = chunk.index_axis_move(Axis(0), 0).permuted_axes(IxDyn(&[1, 2, 3, 0]));

@@ -25,6 +25,17 @@ pub struct TorchGenerator {
     spare: Option<f64>,
 }
 
+/// What [`TorchGenerator::state`] tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GeneratorState {
+    /// The Mersenne Twister's 624 words.
+    pub words: Vec<u32>,
+    /// The word that comes next, 0 to 624.
+    pub next: usize,
+    /// Bits of the second value of a pair, if it waits.
+    pub spare: Option<u64>,
+}
+
 impl TorchGenerator {
     /// A generator in the state that `manual_seed(seed)` gives; torch uses the low 32 bits of the seed.
     #[must_use]
@@ -38,21 +49,54 @@ impl TorchGenerator {
     /// `randn(8)` twice is not `randn(16)` once. Values of the block path agree with torch's within 5e-7 (its vector
     /// logarithm and sine differ from the platform's in the last bits); those of the scalar path are bit-equal.
     pub fn randn(&mut self, n: usize) -> Vec<f32> {
-        if n < BLOCK { (0..n).map(|_| narrow(self.normal())).collect() } else { self.normal_blocks(n) }
+        let mut values = vec![0.0; n];
+        self.fill(&mut values);
+        values
     }
 
-    /// Fills `n >= 16` values block by block; a ragged end is covered by redrawing the last whole block.
-    fn normal_blocks(&mut self, n: usize) -> Vec<f32> {
-        let mut values: Vec<f32> = (0..n).map(|_| self.uniform_single()).collect();
+    /// The same into `values`: as many as it holds.
+    pub fn fill(&mut self, values: &mut [f32]) {
+        if values.len() < BLOCK {
+            values.fill_with(|| narrow(self.normal()));
+            return;
+        }
+        // Block by block; a ragged end is covered by redrawing the last whole block.
+        values.fill_with(|| self.uniform_single());
         values.chunks_exact_mut(BLOCK).for_each(box_muller);
-        if !n.is_multiple_of(BLOCK) {
-            let last = &mut values[n - BLOCK..];
-            for value in last.iter_mut() {
-                *value = self.uniform_single();
-            }
+        if !values.len().is_multiple_of(BLOCK) {
+            let start = values.len() - BLOCK;
+            let last = &mut values[start..];
+            last.fill_with(|| self.uniform_single());
             box_muller(last);
         }
-        values
+    }
+
+    /// Draws `n` values that nobody wants, which is the same for the stream as [`TorchGenerator::randn`] and takes less time.
+    pub fn skip(&mut self, n: usize) {
+        if n < BLOCK {
+            self.randn(n);
+            return;
+        }
+        let redrawn = if n.is_multiple_of(BLOCK) { 0 } else { BLOCK };
+        for _ in 0..n + redrawn {
+            self.twister.next();
+        }
+    }
+
+    /// All that the next values depend on.
+    #[must_use]
+    pub fn state(&self) -> GeneratorState {
+        let MersenneTwister { state, next } = &self.twister;
+        GeneratorState { words: state.clone(), next: *next, spare: self.spare.map(f64::to_bits) }
+    }
+
+    /// A generator that goes on from `state`; none if that is no generator's.
+    #[must_use]
+    pub fn from_state(state: GeneratorState) -> Option<Self> {
+        let GeneratorState { words, next, spare } = state;
+        let spare = spare.map(f64::from_bits);
+        let sound = words.len() == STATE && next <= STATE && spare.is_none_or(f64::is_finite);
+        sound.then_some(Self { twister: MersenneTwister { state: words, next }, spare })
     }
 
     /// One normal value in `float64`; every other call returns the partner of the value before it.
@@ -203,6 +247,35 @@ mod tests {
         assert_eq!(first, TorchGenerator::new(5).randn(1000));
         assert_close(&first[996..], &[-0.257_703_4, 0.279_105_1, -0.119_215_06, 0.108_803_56]);
         assert_close(&generator.randn(20)[..4], &[0.450_362_47, -0.930_129_05, -1.209_363_9, -1.722_883_6]);
+    }
+
+    #[test]
+    fn what_is_skipped_is_drawn() {
+        for n in [0, 3, 15, 16, 17, 640, 1000] {
+            let (mut drawn, mut skipped) = (TorchGenerator::new(3), TorchGenerator::new(3));
+            drawn.randn(n);
+            skipped.skip(n);
+            assert_eq!(drawn.state(), skipped.state(), "{n}");
+        }
+    }
+
+    #[test]
+    fn a_generator_goes_on_from_its_state() {
+        let mut generator = TorchGenerator::new(7);
+        generator.randn(3);
+        let state = generator.state();
+        assert!(state.spare.is_some(), "{state:?}");
+        let mut other = TorchGenerator::from_state(state.clone()).expect("its own state");
+        for n in [2, 700, 5] {
+            assert_eq!(other.randn(n), generator.randn(n), "{n}");
+        }
+        for damaged in [
+            GeneratorState { words: vec![0; 623], ..state.clone() },
+            GeneratorState { next: 625, ..state.clone() },
+            GeneratorState { spare: Some(f64::NAN.to_bits()), ..state },
+        ] {
+            assert!(TorchGenerator::from_state(damaged).is_none());
+        }
     }
 
     #[test]

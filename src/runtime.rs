@@ -6,6 +6,7 @@ mod profile;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use ndarray::{ArrayD, ArrayViewD};
 use ort::environment::Environment;
@@ -35,6 +36,12 @@ pub enum RuntimeError {
     Load { path: PathBuf, message: String },
     #[error("cannot run `{}`: {message}", path.display())]
     Run { path: PathBuf, message: String },
+    #[error(
+        "cannot run `{}`: expected more memory, found none left: fewer frames or a smaller video take less, and so does \
+         `--vae-tiling` in the VAE",
+        path.display()
+    )]
+    Memory { path: PathBuf },
     #[error("cannot profile `{}`: {message}", path.display())]
     Profile { path: PathBuf, message: String },
     #[error("`{}`: expected an output `{name}`, found none", path.display())]
@@ -144,7 +151,7 @@ impl Runtime {
         let inner = self
             .session(path, layout, profile.as_ref().map(TempDir::path))
             .map_err(|e| RuntimeError::Load { path: path.into(), message: line(&e) })?;
-        Ok(Session { inner, path: path.into(), interrupt: self.interrupt.clone(), profile })
+        Ok(Session { inner, path: path.into(), interrupt: self.interrupt.clone(), profile, busy: Duration::ZERO })
     }
 
     fn session(&self, path: &Path, layout: Layout, profile: Option<&Path>) -> ort::Result<ort::session::Session> {
@@ -213,6 +220,8 @@ pub struct Session {
     interrupt: Interrupt,
     /// Where the profile is written, if there is to be one.
     profile: Option<TempDir>,
+    /// What its runs took.
+    busy: Duration,
 }
 
 impl Session {
@@ -230,6 +239,12 @@ impl Session {
         profile::parse(&json).map_err(|e| failed(e.to_string()))
     }
 
+    /// How long ONNX Runtime has run the graph, all runs together.
+    #[must_use]
+    pub fn busy(&self) -> Duration {
+        self.busy
+    }
+
     /// Run the graph.
     ///
     /// # Errors
@@ -239,15 +254,23 @@ impl Session {
             return Err(RuntimeError::Interrupted);
         }
         let stopped = self.interrupt.clone();
-        run(&mut self.inner, &self.interrupt.0, inputs)
-            .map(|values| Outputs { values, path: self.path.clone() })
-            .map_err(|e| {
-                if stopped.stopped() {
-                    return RuntimeError::Interrupted;
-                }
-                RuntimeError::Run { path: self.path.clone(), message: line(&e) }
-            })
+        let since = Instant::now();
+        let ran = run(&mut self.inner, &self.interrupt.0, inputs);
+        self.busy += since.elapsed();
+        ran.map(|values| Outputs { values, path: self.path.clone() }).map_err(|e| {
+            if stopped.stopped() {
+                return RuntimeError::Interrupted;
+            }
+            let (path, message) = (self.path.clone(), line(&e));
+            if is_memory(&message) { RuntimeError::Memory { path } } else { RuntimeError::Run { path, message } }
+        })
     }
+}
+
+/// Whether ONNX Runtime's message says that memory is short: of the processor, or of a CUDA device.
+fn is_memory(message: &str) -> bool {
+    let signs = ["bad_alloc", "Failed to allocate memory", "out of memory", "ALLOC_FAILED"];
+    signs.iter().any(|sign| message.contains(sign))
 }
 
 /// ONNX Runtime's message on one line.
@@ -285,10 +308,18 @@ impl Outputs {
     /// # Errors
     /// No such output, or one of another type.
     pub fn array(&self, name: &str) -> Result<ArrayD<f32>, RuntimeError> {
+        Ok(self.view(name)?.to_owned())
+    }
+
+    /// The same where it lies.
+    ///
+    /// # Errors
+    /// As [`Outputs::array`].
+    pub fn view(&self, name: &str) -> Result<ArrayViewD<'_, f32>, RuntimeError> {
         let no_output = || RuntimeError::NoOutput { path: self.path.clone(), name: name.into() };
         let value = self.values.get(name).ok_or_else(no_output)?;
         let failed = |e: ort::Error| RuntimeError::Run { path: self.path.clone(), message: line(&e) };
-        Ok(value.try_extract_array::<f32>().map_err(failed)?.to_owned())
+        value.try_extract_array::<f32>().map_err(failed)
     }
 
     /// Names of the outputs.
@@ -300,5 +331,22 @@ impl Outputs {
     pub fn into_states(self, suffix: &str) -> impl Iterator<Item = (String, State)> {
         let states = self.values.into_iter();
         states.filter_map(move |(name, value)| Some((name.strip_suffix(suffix)?.to_string(), State(value))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_onnx_runtime_says_when_memory_is_short_is_known() {
+        for message in [
+            "Non-zero status code returned while running Mul node. Name:'norm1/Mul_3' Status Message: std::bad_alloc",
+            "Status Message: Failed to allocate memory for requested buffer of size 5662310400",
+            "CUDA failure 2: out of memory ; GPU=0",
+        ] {
+            assert!(is_memory(message), "{message}");
+        }
+        assert!(!is_memory("Status Message: Invalid input shape: {2,3}"));
     }
 }

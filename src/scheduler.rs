@@ -24,7 +24,7 @@ mod guidance;
 mod schedule;
 
 pub use config::{BetaSchedule, Kind, Prediction, SchedulerConfig, Spacing};
-pub use guidance::{guidance_scale, guide};
+pub use guidance::{guidance_scale, guide, guide_into};
 pub use schedule::Schedule;
 
 use std::path::PathBuf;
@@ -175,6 +175,8 @@ pub struct Sampler {
     next: usize,
     /// Clean estimate of the step before; kept by DPM only.
     previous: Vec<f32>,
+    /// Room for the noise of a step.
+    noise: Vec<f32>,
 }
 
 impl Sampler {
@@ -209,7 +211,7 @@ impl Sampler {
             }
             planned.push(factors);
         }
-        Ok(Self { timesteps, steps: planned, next: 0, previous: Vec::new() })
+        Ok(Self { timesteps, steps: planned, next: 0, previous: Vec::new(), noise: Vec::new() })
     }
 
     /// `sample` with as much of `noise` in it as the first step expects (`add_noise`).
@@ -232,6 +234,44 @@ impl Sampler {
     #[must_use]
     pub fn timesteps(&self) -> &[i64] {
         &self.timesteps
+    }
+
+    /// The step that comes next: as many are done.
+    #[must_use]
+    pub fn next_step(&self) -> usize {
+        self.next
+    }
+
+    /// The clean estimate of the step before, where the next one reads it; else empty.
+    #[must_use]
+    pub fn previous(&self) -> &[f32] {
+        &self.previous
+    }
+
+    /// Takes that estimate away, to be given back by [`Sampler::go_on`].
+    pub(crate) fn take_previous(&mut self) -> Vec<f32> {
+        std::mem::take(&mut self.previous)
+    }
+
+    /// Whether a clean estimate is kept after so many steps.
+    #[must_use]
+    pub fn keeps_previous(&self, done: usize) -> bool {
+        done.checked_sub(1).and_then(|last| self.steps.get(last)).is_some_and(|factors| factors.draws > 0)
+    }
+
+    /// Goes on after `done` steps, the last of which left the clean estimate `previous`.
+    ///
+    /// # Errors
+    /// More steps than there are, or an estimate where none is kept, or none where one is.
+    pub fn go_on(&mut self, done: usize, previous: Vec<f32>) -> Result<(), SchedulerError> {
+        if done > self.steps.len() {
+            return Err(SchedulerError::Order { expected: self.steps.len(), found: done });
+        }
+        if self.keeps_previous(done) == previous.is_empty() {
+            return Err(SchedulerError::Length { expected: 0, found: previous.len() });
+        }
+        (self.next, self.previous) = (done, previous);
+        Ok(())
     }
 
     /// The factors of every step.
@@ -267,25 +307,37 @@ impl Sampler {
             return Err(SchedulerError::Length { expected, found });
         }
         let f = self.steps[i];
-        let clean: Vec<f32> =
-            sample.iter().zip(model_output).map(|(&x, &v)| f.clean_sample * x + f.clean_output * v).collect();
-        let mixed: Vec<f32> = if f.mixed_previous == 0.0 {
-            clean.iter().map(|&c| f.mixed_clean * c).collect()
-        } else {
-            clean.iter().zip(&self.previous).map(|(&c, &p)| f.mixed_clean * c + f.mixed_previous * p).collect()
+        if f.draws == 0 {
+            self.previous.clear();
+        }
+        // In one pass and in place: latents are larger than a core's cache.
+        let walks_back = f.mixed_previous != 0.0;
+        if f.draws > 0 && self.previous.len() != sample.len() {
+            self.previous = vec![0.0; sample.len()];
+        }
+        let step = |x: &mut f32, v: f32, previous: f32| {
+            let clean = f.clean_sample * *x + f.clean_output * v;
+            let mixed =
+                if walks_back { f.mixed_clean * clean + f.mixed_previous * previous } else { f.mixed_clean * clean };
+            *x = f.next_sample * *x + f.next_mixed * mixed;
+            clean
         };
-        for (x, &m) in sample.iter_mut().zip(&mixed) {
-            *x = f.next_sample * *x + f.next_mixed * m;
-        }
-        for draw in 1..=f.draws {
-            let noise = rng.randn(sample.len());
-            if draw == f.draws {
-                for (x, &n) in sample.iter_mut().zip(&noise) {
-                    *x += f.next_noise * n;
-                }
+        if f.draws == 0 {
+            for (x, &v) in sample.iter_mut().zip(model_output) {
+                step(x, v, 0.0);
             }
+        } else {
+            for ((x, &v), previous) in sample.iter_mut().zip(model_output).zip(&mut self.previous) {
+                *previous = step(x, v, *previous);
+            }
+            // The last draw counts.
+            for _ in 1..f.draws {
+                rng.skip(sample.len());
+            }
+            self.noise.resize(sample.len(), 0.0);
+            rng.fill(&mut self.noise);
+            sample.iter_mut().zip(&self.noise).for_each(|(x, &n)| *x += f.next_noise * n);
         }
-        self.previous = if f.draws > 0 { clean } else { Vec::new() };
         self.next = i + 1;
         Ok(())
     }

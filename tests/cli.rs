@@ -379,3 +379,53 @@ fn run_says_where_the_video_is_not_what_was_asked_for() {
     assert!(text.contains("warning: asked for 13 frames, the model decodes 16"), "{text}");
     assert!(said(&output).contains("16 frames of 32x32"), "{}", said(&output));
 }
+
+/// A file of prompts in `folder`.
+fn prompts(folder: &Path, lines: &[serde_json::Value]) -> PathBuf {
+    let path = folder.join("prompts.jsonl");
+    let text = lines.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n\n");
+    fs::write(&path, text).expect("a writable folder");
+    path
+}
+
+#[test]
+fn a_batch_makes_the_videos_that_its_lines_make_alone_and_tells_what_failed() {
+    use serde_json::json;
+    let folder = fresh_folder();
+    let output = folder.path().join("videos");
+    let lines = [
+        json!({"prompt": "a boat", "frames": 1, "height": 16, "width": 16, "output": "boat.npy"}),
+        json!({"prompt": "a boat", "height": 17}),
+        json!({"prompt": "A fox, running!", "seed": 3, "guidance": 1}),
+        json!({"prompt": "a fox", "width": 16, "output": "odd.mp4", "fps": -1.0}),
+    ];
+    let lines = prompts(folder.path(), &lines);
+    let command = || {
+        let mut command = cogvx();
+        command.arg("run").arg(fixture("2b-fp32")).args(["--steps", "2", "--threads", "1", "--format", "npy"]);
+        command.arg("--prompts").arg(&lines).arg("--output").arg(&output);
+        command
+    };
+    let made = command().output().expect("cogvx starts");
+    assert_eq!(made.status.code(), Some(1), "{}", said(&made));
+    let shown = String::from_utf8_lossy(&made.stdout).replace(&output.display().to_string(), "OUT");
+    assert_snapshot!("batch", shown);
+    let videos: Vec<_> = files(&output).into_keys().collect();
+    assert_eq!(videos, [Path::new("003-a-fox-running.npy"), Path::new("boat.npy")]);
+    assert_eq!(
+        fs::read(output.join("boat.npy")).expect("a video"),
+        run(&fixture("2b-fp32"), &folder.path().join("boat.npy"))
+    );
+    let fox = folder.path().join("fox.npy");
+    let alone = ["--prompt", "A fox, running!", "--seed", "3", "--guidance", "1", "--steps", "2", "--threads", "1"];
+    printed(cogvx().arg("run").arg(fixture("2b-fp32")).args(alone).arg("--output").arg(&fox));
+    assert_eq!(fs::read(output.join("003-a-fox-running.npy")).expect("a video"), fs::read(fox).expect("a video"));
+
+    let report = command().arg("--stats=json").output().expect("cogvx starts");
+    assert_eq!(report.status.code(), Some(1), "{}", said(&report));
+    let report: serde_json::Value = serde_json::from_slice(&report.stdout).expect("nothing but JSON");
+    let errors: Vec<_> = report["videos"].as_array().expect("a list").iter().map(|v| v["error"].is_string()).collect();
+    assert_eq!(errors, [false, true, false, true], "{report:#}");
+    let counts: Vec<_> = report["stages"].as_array().expect("a list").iter().map(|s| s["count"].as_u64()).collect();
+    assert_eq!(counts, [Some(2), Some(4), Some(10)], "prompts, steps, frames: {report:#}");
+}

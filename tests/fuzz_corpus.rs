@@ -134,3 +134,8 @@ fn manifest() {
 fn table() {
     run("table", targets::table);
 }
+
+#[test]
+fn state() {
+    run("state", targets::state);
+}

@@ -192,7 +192,30 @@ fn a_weight_file_that_shrinks_while_it_is_copied_or_converted_is_an_error() {
 }
 
 fn interrupt(child: &Child) {
-    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill").success());
+    signal(child, "-INT");
+}
+
+fn signal(child: &Child, name: &str) {
+    assert!(Command::new("kill").args([name, &child.id().to_string()]).status().expect("kill").success());
+}
+
+/// Start `line` and read what it says up to a line that begins with `word`; gives it with what it says then.
+fn started(scene: &Scene, line: &str, word: &str) -> (Child, impl Iterator<Item = String> + use<>) {
+    let mut child = scene.command(line).stderr(Stdio::piped()).spawn().expect("it starts");
+    let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines().map(|line| line.expect("UTF-8"));
+    let found = lines.find(|line| line.starts_with(word));
+    assert!(found.is_some(), "`{line}` never says `{word}`");
+    (child, lines)
+}
+
+/// Interrupt `line` when it says `word`, and give the last line that it says then.
+fn interrupted(scene: &Scene, line: &str, word: &str) -> String {
+    let (mut child, lines) = started(scene, line, word);
+    interrupt(&child);
+    let last = lines.last().unwrap_or_default();
+    let status = wait(&mut child, PATIENCE).expect("it does not hang");
+    assert_eq!(status.code(), Some(130), "{last}");
+    last
 }
 
 #[test]
@@ -207,19 +230,98 @@ fn ctrl_c_during_an_export_leaves_nothing() {
 }
 
 #[test]
-fn ctrl_c_during_a_run_leaves_nothing() {
+fn ctrl_c_and_sigterm_during_a_run_leave_nothing() {
+    for name in ["-INT", "-TERM"] {
+        let scene = Scene::new("2b-fp32");
+        let (mut child, lines) = started(&scene, "cogvx run CKPT -p fox --steps 1000 -o OUT.gif", "step ");
+        let during: Vec<_> = scene.names().into_iter().filter(|name| name.starts_with(".cogvx-run-")).collect();
+        assert_eq!(during.len(), 1, "the bundle made for the occasion");
+        signal(&child, name);
+        let rest: Vec<_> = lines.filter(|line| !line.starts_with("step ")).collect();
+        let status = wait(&mut child, PATIENCE).expect("it does not hang");
+        assert_eq!((status.code(), rest), (Some(130), vec!["error: interrupted".to_string()]), "{name}");
+        assert_eq!(scene.names(), ["ckpt"], "{name}");
+    }
+}
+
+#[test]
+fn an_interrupted_run_goes_on_to_the_same_video() {
+    for sampler in ["ddim", "dpm"] {
+        let scene = Scene::new("2b-fp32");
+        let line = format!("cogvx run CKPT -p fox --steps 300 --scheduler {sampler} -o OUT.npy");
+        assert_eq!(scene.run(&line).code, Some(0));
+        let whole = fs::read(scene.path("OUT.npy")).expect("a video");
+        scene.remove("OUT.npy");
+        let said = interrupted(&scene, &format!("{line} --save-state STATE"), "step 2");
+        let state = scene.path("STATE").display().to_string();
+        assert!(said.starts_with("error: interrupted after step "), "{said}");
+        let how = format!(
+            " of 300: the same command with `--resume {state}` in place of `--save-state {state}` goes on from there"
+        );
+        assert!(said.ends_with(&how), "{said}");
+        assert_eq!(scene.names(), ["ckpt", "run.state"]);
+        let again = interrupted(&scene, &format!("{line} --resume STATE"), "step ");
+        assert!(again.ends_with(" of 300: the same command goes on from there"), "{again}");
+        let said = scene.run(&format!("{line} --resume STATE"));
+        assert_eq!(said.code, Some(0), "{}", said.stderr);
+        assert!(!said.stderr.contains("step 1/300"), "it begins again: {}", said.stderr);
+        assert!(fs::read(scene.path("OUT.npy")).expect("a video") == whole, "{sampler}");
+        // What it takes to go on goes with the reason for it.
+        assert_eq!(scene.names(), ["ckpt", "out.npy"]);
+    }
+}
+
+#[test]
+fn an_interrupted_batch_goes_on_and_makes_no_video_twice() {
     let scene = Scene::new("2b-fp32");
-    let mut command = scene.command("cogvx run CKPT -p fox --steps 1000 -o OUT.gif");
-    let mut child = command.stderr(Stdio::piped()).spawn().expect("it starts");
-    let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines().map(|line| line.expect("UTF-8"));
-    let step = lines.find(|line| line.starts_with("step ")).expect("a step is made");
-    let during: Vec<_> = scene.names().into_iter().filter(|name| name.starts_with(".cogvx-run-")).collect();
-    assert_eq!(during.len(), 1, "the bundle made for the occasion, at {step}");
-    interrupt(&child);
-    let rest: Vec<_> = lines.filter(|line| !line.starts_with("step ")).collect();
-    let status = wait(&mut child, PATIENCE).expect("it does not hang");
-    assert_eq!((status.code(), rest), (Some(130), vec!["error: interrupted".to_string()]));
-    assert_eq!(scene.names(), ["ckpt"]);
+    // The last one takes a while to decode.
+    let prompts = [("fox", 9), ("boat", 9), ("tree", 193)].map(|(prompt, frames)| {
+        json!({"prompt": prompt, "frames": frames, "output": format!("{prompt}.npy")}).to_string()
+    });
+    scene.write("PROMPTS", prompts.join("\n"));
+    let line = "cogvx run CKPT --prompts PROMPTS --steps 100 -o OUT";
+    let said = scene.run(line);
+    assert_eq!(said.code, Some(0), "{}", said.stderr);
+    let videos = || ["fox", "boat", "tree"].map(|name| fs::read(scene.path(&format!("OUT/{name}.npy"))).ok());
+    let whole = videos();
+    scene.remove("OUT");
+    let said = interrupted(&scene, &format!("{line} --save-state STATE"), "step 2/100 of video 2/3");
+    assert!(said.contains("the same command with `--resume "), "{said}");
+    assert_eq!(scene.names(), ["ckpt", "prompts.jsonl", "run.state"]);
+    let said = interrupted(&scene, &format!("{line} --resume STATE"), "frame 9/9 of video 2/3");
+    assert!(said.ends_with("the same command goes on from there"), "{said}");
+    let modified = |name| fs::metadata(scene.path(&format!("OUT/{name}.npy"))).and_then(|file| file.modified()).ok();
+    let before = ["fox", "boat"].map(modified);
+    let said = scene.run(&format!("{line} --resume STATE"));
+    assert_eq!(said.code, Some(0), "{}", said.stderr);
+    let shown =
+        "OUT/fox.npy: there already\nOUT/boat.npy: there already\nOUT/tree.npy: 193 frames of 32x32\n3 of 3 videos\n";
+    assert_eq!(said.stdout, shown);
+    assert!(before == ["fox", "boat"].map(modified) && before[1].is_some() && videos() == whole);
+    assert_eq!(scene.names(), ["ckpt", "out", "prompts.jsonl"]);
+}
+
+#[test]
+fn what_killed_runs_leave_is_swept_and_living_runs_are_spared() {
+    let scene = Scene::new("2b-fp32");
+    let line = "cogvx run CKPT -p fox --steps 1000 -o OUT.gif";
+    let folders = || scene.names().into_iter().filter(|name| name.starts_with(".cogvx-run-")).collect::<Vec<_>>();
+    let (mut killed, _lines) = started(&scene, line, "step ");
+    let left = folders();
+    killed.kill().and_then(|()| killed.wait()).expect("a child");
+    assert_eq!((left.len(), folders()), (1, left.clone()), "what was killed leaves its folder");
+    let (mut living, lines) = started(&scene, line, "step ");
+    let spared = folders();
+    assert!(spared.len() == 1 && spared != left, "{left:?} {spared:?}");
+    // Nobody can tell whose a folder without a lock is.
+    scene.folder(".cogvx-run-unknown");
+    let said = scene.run("cogvx run CKPT -p fox --steps 1 -o OUT.npy");
+    assert_eq!(said.code, Some(0), "{}", said.stderr);
+    assert_eq!(folders().len(), 2, "{:?}", folders());
+    interrupt(&living);
+    drop(lines.last());
+    assert_eq!(wait(&mut living, PATIENCE).expect("it does not hang").code(), Some(130));
+    assert_eq!(folders(), [".cogvx-run-unknown"]);
 }
 
 #[test]

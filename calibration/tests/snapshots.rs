@@ -105,7 +105,8 @@ fn what_float16_does_not_hold_is_an_island_of_float32() {
             "transformer/transformer_blocks.0.ff.net.0.proj/Linear 100000"
         ]
     );
-    let plan = Plan { target: Target::TensorRt, layers: BTreeMap::new(), norms: BTreeMap::new() };
+    let plan =
+        Plan { target: Target::TensorRt, layers: BTreeMap::new(), convs: BTreeMap::new(), norms: BTreeMap::new() };
     assert_snapshot!("fp32_islands", block(&lowered(&wide, &plan, DType::F16)));
 }
 

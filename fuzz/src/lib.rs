@@ -8,6 +8,7 @@ use std::path::Path;
 
 use cogvx::bundle::Manifest;
 use cogvx::export::lora_scaling;
+use cogvx::pipeline::RunState;
 use cogvx::scheduler::{Kind, Sampler, SchedulerConfig};
 use cogvx::tokenizer::Tokenizer;
 use cogvx_calibration::histogram::Clip;
@@ -206,6 +207,16 @@ pub fn table(data: &[u8]) -> bool {
     let mut written = vec![];
     table.write(&mut written).expect("memory");
     assert_eq!(Table::from_memory(file, written).expect("what was written"), table);
+    true
+}
+
+/// The state of a run.
+pub fn state(data: &[u8]) -> bool {
+    let file = Path::new(FILE);
+    let Ok(state) = RunState::from_memory(file, data.to_vec()) else { return false };
+    let mut written = vec![];
+    state.write(&mut written).expect("memory");
+    assert_eq!(RunState::from_memory(file, written).expect("what was written"), state);
     true
 }
 

@@ -1,7 +1,7 @@
 //! Single files of a bundle: safe paths, sizes and hashes.
 
 use std::fs::{self, File};
-use std::io::{self, Read as _};
+use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::path::Path;
 
 use super::error::BundleError;
@@ -9,6 +9,9 @@ use super::manifest::MANIFEST;
 
 /// Longest safetensors header, by its format.
 const MAX_HEADER: u64 = 100_000_000;
+/// How many pieces of a large file are looked at, and bytes of each.
+const SAMPLES: u64 = 64;
+const SAMPLE: u64 = 4096;
 
 /// Checks that `path` is relative, does not climb, means the same on every system and is not the manifest's.
 pub(super) fn check_plain(path: &str, bundle: &Path) -> Result<(), BundleError> {
@@ -83,4 +86,15 @@ pub(super) fn header_hash(path: &Path) -> Result<Option<String>, BundleError> {
     hasher.update(&start);
     hasher.update_reader(file.take(length)).map_err(BundleError::io(path))?;
     Ok(Some(hasher.finalize().to_hex().to_string()))
+}
+
+/// Puts pieces of `path`, spread evenly over it, into `hasher`.
+pub(super) fn sample(path: &Path, hasher: &mut blake3::Hasher) -> Result<(), BundleError> {
+    let (mut file, bytes) = open(path)?;
+    for i in 0..SAMPLES {
+        let at = bytes.saturating_sub(SAMPLE) / (SAMPLES - 1) * i;
+        file.seek(SeekFrom::Start(at)).map_err(BundleError::io(path))?;
+        hasher.update_reader((&mut file).take(SAMPLE)).map_err(BundleError::io(path))?;
+    }
+    Ok(())
 }

@@ -12,7 +12,9 @@ use serde_json::json;
 use super::progress::Progress;
 use super::size::Size;
 use super::{Answer, Opened, open};
-use crate::bench::{GroupTime, Part, Settings, Timing, Verdict, by_kind, by_operator, time, verdict};
+use crate::bench::{
+    GroupTime, LoopTiming, Part, Settings, Timing, Verdict, by_kind, by_operator, time, time_loop, verdict,
+};
 use crate::bundle::Bundle;
 use crate::pipeline::is_bundle;
 
@@ -42,6 +44,9 @@ pub(super) struct Args {
     /// Tell what each operator and each kind of layer takes
     #[arg(long)]
     profile: bool,
+    /// Time the sampling loop, too: so many steps with guidance, in ONNX Runtime and outside it
+    #[arg(long)]
+    steps: Option<usize>,
     /// Keep the verdict in the bundle's manifest
     #[arg(long, requires = "against")]
     store: bool,
@@ -75,6 +80,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
         }
         timings.push(timing);
     }
+    let loops =
+        args.steps.map(|steps| time_loop(&opened.pipeline, args.size.asked(), steps, args.repeat)).transpose()?;
     let machine = json!({"processor": processor(), "threads": args.threads, "runs": args.repeat});
     let mut report = json!({"machine": machine, "timings": timings});
     if let Some(path) = &args.against {
@@ -85,6 +92,14 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
         let tables =
             |timing: &Timing| json!({"operators": by_operator(&timing.nodes), "layers": by_kind(&timing.nodes)});
         report["profile"] = timings.iter().map(tables).collect();
+    }
+    if let Some(loops) = &loops {
+        let outside = |timing: &LoopTiming| {
+            let mut value = json!(timing);
+            value["outside_seconds"] = timing.outside_seconds().into();
+            value
+        };
+        report["loops"] = loops.iter().map(outside).collect();
     }
     if args.store {
         let mut bundle = Bundle::open(&args.bundle)?;
@@ -103,6 +118,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
             writeln!(out, "\n{}", group_table("operator", &by_operator(&timing.nodes)))?;
             writeln!(out, "\n{}", group_table("layers", &by_kind(&timing.nodes)))?;
         }
+    }
+    if let Some(loops) = &loops {
+        writeln!(out, "\n{}", loop_table(loops))?;
     }
     if !verdicts.is_empty() {
         writeln!(out, "\n{}", verdict_table(&verdicts))?;
@@ -169,6 +187,21 @@ fn timing_table<'a>(timings: impl Iterator<Item = (&'a PathBuf, &'a Timing)>) ->
             cpu,
             anonymous,
             total,
+        ]);
+    }
+    table
+}
+
+fn loop_table(loops: &[LoopTiming]) -> comfy_table::Table {
+    let mut table = table(["sampler", "latents", "steps", "a step", "in the engine", "outside it"]);
+    for timing in loops {
+        table.add_row([
+            format!("{:?}", timing.sampler).to_lowercase(),
+            format!("{:?}", timing.latents),
+            timing.steps.to_string(),
+            milliseconds(timing.seconds),
+            milliseconds(timing.engine_seconds),
+            format!("{:.3} ms", 1e3 * timing.outside_seconds()),
         ]);
     }
     table

@@ -23,7 +23,7 @@ pub(super) fn read(given: Option<&Path>, folders: &[&Path]) -> anyhow::Result<Ve
     Ok(prompts)
 }
 
-fn text(path: &Path) -> anyhow::Result<String> {
+pub(super) fn text(path: &Path) -> anyhow::Result<String> {
     let mut opened = cogvx_graphs::source::open_regular(path)?;
     if opened.bytes > MOST {
         bail!("`{}`: expected at most {MOST} bytes of prompts, found {}", path.display(), opened.bytes);

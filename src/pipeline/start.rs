@@ -2,7 +2,7 @@
 
 use ndarray::{ArrayD, Axis, IxDyn, concatenate};
 
-use super::{Pipeline, PipelineError, Request, Start, Tiles, finite};
+use super::{LatentShape, Observer, Pipeline, PipelineError, Request, Start, Tiles, Vae, Walk, finite};
 use crate::rng::TorchGenerator;
 use crate::scheduler::Sampler;
 
@@ -22,14 +22,19 @@ pub struct Started {
 impl Pipeline {
     /// Draw and encode what a run starts from. diffusers draws the posterior's sample of an image or video first, then the
     /// noise (`prepare_latents` of `pipelines/cogvideo/pipeline_cogvideox{,_image2video,_video2video}.py`).
+    ///
+    /// The encoder is loaded when it is needed, and left for the next one.
     #[allow(clippy::cast_possible_truncation)] // Latents are `f32`.
     pub(super) fn start(
         &self,
+        encoder: &mut Option<Vae>,
         request: &Request,
-        shape: [usize; 5],
-        sampler: &Sampler,
-        generator: &mut TorchGenerator,
-    ) -> Result<Started, PipelineError> {
+        plan: &LatentShape,
+        sampler: Sampler,
+        observer: &mut dyn Observer,
+    ) -> Result<Walk, PipelineError> {
+        let mut generator = TorchGenerator::new(request.seed);
+        let shape = plan.shape;
         let factor = self.vae.scaling_factor;
         let mut image_latents = None;
         let mut video_latents = None;
@@ -39,14 +44,14 @@ impl Pipeline {
                 // `[3, height, width]` is a video of one frame.
                 let video = image.clone().insert_axis(Axis(1)).insert_axis(Axis(0));
                 let scale = if self.vae.invert_scale_latents { 1.0 / factor } else { factor };
-                let first = self.posterior(&video, scale as f32, request.vae_tiling, generator)?;
+                let first = self.posterior(encoder, &video, scale as f32, request.vae_tiling, &mut generator)?;
                 let [batch, frames, channels, height, width] = shape;
                 let rest = ArrayD::zeros(IxDyn(&[batch, frames - 1, channels, height, width]));
                 image_latents = Some(concatenate![Axis(1), first, rest]);
             }
             Start::Video { frames, .. } => {
                 let video = frames.clone().insert_axis(Axis(0));
-                let latents = self.posterior(&video, factor as f32, request.vae_tiling, generator)?;
+                let latents = self.posterior(encoder, &video, factor as f32, request.vae_tiling, &mut generator)?;
                 if latents.shape() != shape {
                     let expected = format!("{shape:?}");
                     return Err(PipelineError::Shape {
@@ -68,21 +73,28 @@ impl Pipeline {
                 array(&shape, sampler.add_noise(&self.scheduler, video, noise)?).mapv(|x| x * sigma)
             }
         };
-        Ok(Started { noise, latents, image_latents, video_latents })
+        let started = Started { noise, latents, image_latents, video_latents };
+        observer.start(&started);
+        Ok(Walk::new(sampler, generator, started))
     }
 
     /// A sample of the latents' distribution, scaled: pixels `[1, 3, frames, height, width]` to latents
     /// `[1, frames, channels, height, width]`.
     fn posterior(
         &self,
+        encoder: &mut Option<Vae>,
         video: &ArrayD<f32>,
         scale: f32,
         tiled: bool,
         generator: &mut TorchGenerator,
     ) -> Result<ArrayD<f32>, PipelineError> {
         let mut chunks = vec![];
-        let tiles = tiled.then(|| Tiles::encoding(&self.vae));
-        self.encoder()?.in_tiles(tiles).run(video, |moments| {
+        if encoder.is_none() {
+            *encoder = Some(self.encoder()?);
+        }
+        let Some(encoder) = encoder else { unreachable!("just loaded") };
+        encoder.set_tiles(tiled.then(|| Tiles::encoding(&self.vae)));
+        encoder.run(video, |moments| {
             finite(&moments, "vae_encoder")?;
             chunks.push(moments);
             Ok(())

@@ -9,6 +9,8 @@ use crate::runtime::{Input, Outputs, Session};
 
 /// The offset that 1.5's image-to-video pipeline gives its model.
 const OFS: f32 = 2.0;
+/// The graph's output that is the prediction.
+pub(super) const SAMPLE: &str = "sample";
 
 /// A loaded transformer.
 pub struct Transformer<'a> {
@@ -49,18 +51,23 @@ impl<'a> Transformer<'a> {
         text: &ArrayD<f32>,
         timestep: i64,
     ) -> Result<ArrayD<f32>, PipelineError> {
-        self.run(latents, text, timestep, &mut |_| ())
+        Ok(self.run(latents, text, timestep)?.array(SAMPLE)?)
     }
 
-    /// The same; `ran` is shown all outputs of the graph.
+    /// How long ONNX Runtime has run the graph, all predictions together.
+    #[must_use]
+    pub fn busy(&self) -> std::time::Duration {
+        self.session.busy()
+    }
+
+    /// All outputs of the graph, of which [`SAMPLE`] is the prediction.
     #[allow(clippy::cast_precision_loss)] // Timesteps are below 2^24.
     pub(super) fn run(
         &mut self,
         latents: &ArrayD<f32>,
         text: &ArrayD<f32>,
         timestep: i64,
-        ran: &mut dyn FnMut(&Outputs),
-    ) -> Result<ArrayD<f32>, PipelineError> {
+    ) -> Result<Outputs, PipelineError> {
         let grid = self.grid(latents)?;
         let (batch, embedding) = (latents.shape()[0], self.config.text_embed_dim);
         let &[_, tokens, _] = text.shape() else { return Err(wrong_text(text, batch, embedding)) };
@@ -82,16 +89,15 @@ impl<'a> Transformer<'a> {
         }
         inputs.extend(positions.tables.iter().map(|(name, table)| (*name, Input::Float(table.view()))));
         let outputs = self.session.run(&inputs)?;
-        ran(&outputs);
-        let sample = outputs.array("sample")?;
         self.positions = Some(positions);
         let mut expected = latents.shape().to_vec();
         expected[2] = self.config.out_channels;
-        if sample.shape() != expected {
-            let (name, expected) = ("sample".into(), format!("{expected:?}"));
-            return Err(PipelineError::Shape { name, expected, found: sample.shape().to_vec() });
+        let found = outputs.view(SAMPLE)?.shape().to_vec();
+        if found != expected {
+            let (name, expected) = (SAMPLE.into(), format!("{expected:?}"));
+            return Err(PipelineError::Shape { name, expected, found });
         }
-        Ok(sample)
+        Ok(outputs)
     }
 
     /// Patches `[frames, rows, columns]` of latents.

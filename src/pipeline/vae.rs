@@ -44,6 +44,11 @@ impl Vae {
         Self { tiles, ..self }
     }
 
+    /// The same of one that is used again.
+    pub fn set_tiles(&mut self, tiles: Option<Tiles>) {
+        self.tiles = tiles;
+    }
+
     /// Run all frames of `[batch, channels, frames, height, width]`; `each` gets the results, of the same axes, a few frames at
     /// a time: as they come, or after the last tile.
     ///

@@ -18,9 +18,17 @@ pub fn guidance_scale(timestep: i64, guidance: f64, dynamic: bool, steps: usize)
 }
 
 /// The guided output, element by element: `uncond + scale * (text - uncond)`; as long as the shorter input.
-#[expect(clippy::cast_possible_truncation, reason = "torch applies the scale in the tensor's precision")]
 #[must_use]
 pub fn guide(uncond: &[f32], text: &[f32], scale: f64) -> Vec<f32> {
+    let mut guided = vec![];
+    guide_into(&mut guided, uncond, text, scale);
+    guided
+}
+
+/// The same into `guided`, whose room is used again.
+#[expect(clippy::cast_possible_truncation, reason = "torch applies the scale in the tensor's precision")]
+pub fn guide_into(guided: &mut Vec<f32>, uncond: &[f32], text: &[f32], scale: f64) {
     let scale = scale as f32;
-    uncond.iter().zip(text).map(|(&u, &t)| u + scale * (t - u)).collect()
+    guided.clear();
+    guided.extend(uncond.iter().zip(text).map(|(&u, &t)| u + scale * (t - u)));
 }

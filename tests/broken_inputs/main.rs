@@ -3,6 +3,7 @@
 #![cfg(unix)]
 #![allow(clippy::too_many_lines)] // Tables.
 
+mod batches;
 mod checkpoints;
 mod commands;
 mod configs;
@@ -12,6 +13,7 @@ mod references;
 mod runs;
 #[path = "../scene/mod.rs"]
 mod scene;
+mod states;
 mod tables;
 mod vae;
 mod weights;

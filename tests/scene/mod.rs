@@ -31,11 +31,13 @@ pub type Tensors = BTreeMap<String, (String, Vec<usize>, Vec<u8>)>;
 
 impl Scene {
     /// Placeholders in commands and messages, and the names they stand for.
-    const PLACES: [(&str, &str); 5] = [
+    const PLACES: [(&str, &str); 7] = [
         ("CKPT", "ckpt"),
         ("BUNDLE", "bundle"),
         ("REFERENCE", "reference.safetensors"),
         ("TABLE", "table.safetensors"),
+        ("STATE", "run.state"),
+        ("PROMPTS", "prompts.jsonl"),
         ("OUT", "out"),
     ];
 
