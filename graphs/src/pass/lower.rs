@@ -1,6 +1,7 @@
 //! From what the model means to the ONNX operators a target runs fast.
 
 mod quantized;
+mod upsampled;
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -47,6 +48,8 @@ pub struct Lower {
     shapes: HashMap<Vec<Option<Dim>>, usize>,
     /// For each value quantized by its tokens, the values and the scales: layers that read the same share them.
     tokens: HashMap<usize, [usize; 2]>,
+    /// For each upsampled value, what it was and the factors.
+    upsampled: HashMap<usize, (usize, Vec<usize>)>,
 }
 
 impl Lower {
@@ -60,6 +63,7 @@ impl Lower {
             sizes: HashMap::new(),
             shapes: HashMap::new(),
             tokens: HashMap::new(),
+            upsampled: HashMap::new(),
         }
     }
 
@@ -321,7 +325,11 @@ impl Pass for Lower {
                 one("Split", 18, vec![("axis", Int(signed(*axis))), ("num_outputs", Int(signed(*parts)))])
             }
             Op::Gather(axis) => one("Gather", 13, vec![("axis", Int(signed(*axis)))]),
-            Op::Upsample(factors) => Some(vec![self.upsample(x?, factors, &types[0].shape)]),
+            Op::Upsample(factors) => {
+                let y = self.upsample(x?, factors, &types[0].shape);
+                self.upsampled.insert(y.id(), (x?.id(), factors.clone()));
+                Some(vec![y])
+            }
             Op::Size(dim) => Some(vec![self.size(dim, out)]),
             Op::Range(Dim::Fixed(n)) => {
                 let numbers: Vec<_> = (0..signed(*n)).collect();
@@ -335,6 +343,9 @@ impl Pass for Lower {
             Op::Linear => Some(vec![self.linear(x?, &inputs[1..], &types[0])]),
             Op::QuantizedLinear(layer) => Some(vec![self.quantized_linear(x?, layer, &inputs[1..], &types[0])]),
             Op::Conv { strides, pads } => {
+                if let Some(y) = self.conv_of_upsampled(inputs, strides, pads, &types[0]) {
+                    return Some(vec![y]);
+                }
                 let since = if types[0].dtype == DType::BF16 { 22 } else { 11 };
                 let pads: Vec<_> = [0, 1].iter().flat_map(|&side| pads.iter().map(move |pad| pad[side])).collect();
                 one("Conv", since, vec![("pads", ints(&pads)), ("strides", ints(strides))])
