@@ -25,12 +25,27 @@ pub struct Weight {
 pub enum WeightPart {
     /// The tensor.
     Whole,
+    /// Some of its rows, as many as the shape says.
+    Rows {
+        /// The first.
+        first: usize,
+        /// How many the tensor has.
+        of: usize,
+    },
     /// The few-bit values it is quantized to.
     Values,
     /// What the values are multiples of.
     Scales,
     /// The values that stand for zero.
     ZeroPoints,
+}
+
+impl WeightPart {
+    /// Whether it is of what the tensor is quantized to.
+    #[must_use]
+    pub fn is_quantized(self) -> bool {
+        !matches!(self, Self::Whole | Self::Rows { .. })
+    }
 }
 
 impl Weight {
@@ -45,6 +60,7 @@ impl Weight {
     pub fn initializer(&self) -> String {
         let suffix = match self.part {
             WeightPart::Whole => "",
+            WeightPart::Rows { first, .. } => return format!("{}[{first}:{}]", self.name, first + self.shape[0]),
             WeightPart::Values => "_quantized",
             WeightPart::Scales => "_scale",
             WeightPart::ZeroPoints => "_zero_point",

@@ -60,7 +60,7 @@ impl Pass for Precision {
 
     fn weight<'g>(&mut self, weight: &Weight, dtype: DType, out: &'g Graph) -> Value<'g> {
         match weight.part {
-            WeightPart::Whole => {}
+            WeightPart::Whole | WeightPart::Rows { .. } => {}
             WeightPart::Scales => return out.weight(Weight { stored: self.compute, ..weight.clone() }, self.compute),
             WeightPart::Values | WeightPart::ZeroPoints => return out.weight(weight.clone(), dtype),
         }
