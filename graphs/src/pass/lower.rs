@@ -186,6 +186,22 @@ impl Lower {
         self.reshape(y, &to.shape)
     }
 
+    /// `com.microsoft.FastGelu` adds a bias by itself.
+    fn fast_gelu<'g>(&mut self, x: Value<'g>) -> Value<'g> {
+        let out = x.graph;
+        let emit = |inputs: &[Option<Value<'g>>], to| emit(CONTRIB, "FastGelu", 1, vec![], inputs, vec![to], out)[0];
+        let flat = producer(x, "Reshape").and_then(|node| node.inputs[0]).map_or(x, |id| out.value(id));
+        let sum =
+            producer(flat, "Add").map(|node| [node.inputs[0], node.inputs[1]].map(|id| id.map(|id| out.value(id))));
+        if let Some([Some(y), Some(bias)]) = sum
+            && (y.shape().len(), bias.shape().len()) == (2, 1)
+        {
+            let y = emit(&[Some(y), Some(bias)], y.r#type());
+            return self.reshape(y, &x.shape());
+        }
+        emit(&[Some(x)], x.r#type())
+    }
+
     /// All axes but the last as one: `[rows, features]`.
     fn rows<'g>(&mut self, x: Value<'g>) -> Value<'g> {
         let last = x.shape().len() - 1;
@@ -371,7 +387,7 @@ impl Pass for Lower {
             Op::GroupNorm { groups, epsilon } => Some(vec![self.group_norm(x?, *groups, *epsilon)]),
             Op::Attention { heads, scale } => Some(vec![self.attention(inputs, *heads, *scale, types[0].clone(), out)]),
             Op::Rotary { heads } => Some(vec![self.rotary(x?, &inputs[1..], *heads)]),
-            Op::Gelu if self.target.has_contrib_operators() => contrib("FastGelu", vec![]),
+            Op::Gelu if self.target.has_contrib_operators() => Some(vec![self.fast_gelu(x?)]),
             Op::Gelu => one("Gelu", 20, vec![("approximate", Text("tanh".into()))]),
             Op::Silu if self.target.has_contrib_operators() => contrib("QuickGelu", vec![("alpha", Float(1.0))]),
             Op::Silu => {
