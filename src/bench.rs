@@ -9,7 +9,7 @@ use std::time::Instant;
 use ndarray::{ArrayD, IxDyn};
 use serde::Serialize;
 
-use crate::pipeline::{Pipeline, PipelineError, Start, Transformer};
+use crate::pipeline::{Pipeline, PipelineError, Start, Transformer, Vae};
 use crate::rng::TorchGenerator;
 use crate::runtime::{Input, NodeRun, Session};
 use crate::stats::{Memory, Meter, cpu_seconds};
@@ -25,11 +25,13 @@ pub enum Part {
     TextEncoder,
     /// One prediction of one video, as in a step without guidance.
     Transformer,
+    /// All frames of one video.
+    VaeDecoder,
 }
 
 impl Part {
-    /// Both, in the order they run.
-    pub const ALL: [Self; 2] = [Self::TextEncoder, Self::Transformer];
+    /// Those that can be quantized, in the order they run.
+    pub const QUANTIZED: [Self; 2] = [Self::TextEncoder, Self::Transformer];
 
     /// The component's name in bundles.
     #[must_use]
@@ -37,6 +39,7 @@ impl Part {
         match self {
             Self::TextEncoder => "text_encoder",
             Self::Transformer => "transformer",
+            Self::VaeDecoder => "vae_decoder",
         }
     }
 }
@@ -48,7 +51,7 @@ pub struct Settings {
     pub size: [Option<usize>; 3],
     /// Runs that count, after one that does not.
     pub repeat: usize,
-    /// Whether each node is timed, too.
+    /// Whether each node is timed, too; not the decoder's.
     pub profile: bool,
 }
 
@@ -140,6 +143,7 @@ pub fn time(
 enum Loaded<'a> {
     TextEncoder { session: Session, ids: ArrayD<i64> },
     Transformer { model: Transformer<'a>, latents: ArrayD<f32>, text: ArrayD<f32> },
+    VaeDecoder { model: Vae, latents: ArrayD<f32> },
 }
 
 impl<'a> Loaded<'a> {
@@ -159,14 +163,18 @@ impl<'a> Loaded<'a> {
             request.start = Start::Image(ArrayD::zeros(IxDyn(&[3, request.height, request.width])));
         }
         let mut shape = pipeline.check(&request)?.shape;
-        // An image's latents are channels, too.
-        shape[2] = pipeline.dit.in_channels;
-        let text = [1, pipeline.dit.max_text_seq_length, pipeline.dit.text_embed_dim];
         let mut generator = TorchGenerator::new(0);
         let mut random = |shape: &[usize]| {
             let numbers = generator.randn(shape.iter().product());
             ArrayD::from_shape_vec(IxDyn(shape), numbers).expect("as many numbers as the shape has")
         };
+        if part == Part::VaeDecoder {
+            shape.swap(1, 2);
+            return Ok(Self::VaeDecoder { model: pipeline.decoder()?, latents: random(&shape) });
+        }
+        // An image's latents are channels, too.
+        shape[2] = pipeline.dit.in_channels;
+        let text = [1, pipeline.dit.max_text_seq_length, pipeline.dit.text_embed_dim];
         let (latents, text) = (random(&shape), random(&text));
         Ok(Self::Transformer { model: Transformer::new(session()?, &pipeline.dit), latents, text })
     }
@@ -175,6 +183,7 @@ impl<'a> Loaded<'a> {
         match self {
             Self::TextEncoder { session, ids } => drop(session.run(&[("input_ids", Input::Integer(ids.view()))])?),
             Self::Transformer { model, latents, text } => drop(model.predict(latents, text, 500)?),
+            Self::VaeDecoder { model, latents } => model.run(latents, |_| Ok(()))?,
         }
         Ok(())
     }
@@ -182,7 +191,7 @@ impl<'a> Loaded<'a> {
     fn shape(&self) -> Vec<usize> {
         match self {
             Self::TextEncoder { ids, .. } => ids.shape().to_vec(),
-            Self::Transformer { latents, .. } => latents.shape().to_vec(),
+            Self::Transformer { latents, .. } | Self::VaeDecoder { latents, .. } => latents.shape().to_vec(),
         }
     }
 
@@ -190,6 +199,7 @@ impl<'a> Loaded<'a> {
         let session = match self {
             Self::TextEncoder { session, .. } => session,
             Self::Transformer { model, .. } => model.into_session(),
+            Self::VaeDecoder { .. } => return Ok(vec![]),
         };
         Ok(session.profile()?)
     }

@@ -16,7 +16,7 @@ use crate::bench::{GroupTime, Part, Settings, Timing, Verdict, by_kind, by_opera
 use crate::bundle::Bundle;
 use crate::pipeline::is_bundle;
 
-/// Measure what a bundle's transformer and text encoder take, and where quantizing pays
+/// Measure what a bundle's parts take, and where quantizing pays
 ///
 /// Each is loaded and run on random numbers: once uncounted, then `--repeat` times, of which the least is shown. On a busy
 /// machine processor time tells more than seconds. With `--against` a float bundle of the same checkpoint is measured after
@@ -54,6 +54,7 @@ pub(super) struct Args {
 enum Component {
     Transformer,
     TextEncoder,
+    VaeDecoder,
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
@@ -113,12 +114,13 @@ fn parts(args: &Args, opened: &Opened, float: Option<&Opened>) -> Vec<Part> {
     match args.component {
         Some(Component::Transformer) => vec![Part::Transformer],
         Some(Component::TextEncoder) => vec![Part::TextEncoder],
+        Some(Component::VaeDecoder) => vec![Part::VaeDecoder],
         None if float.is_none() => vec![Part::Transformer],
         None => {
             let has =
                 |opened: &Opened, part: Part| opened.pipeline.bundle().manifest().components.contains_key(part.name());
             let both = |part: &Part| has(opened, *part) && float.is_some_and(|float| has(float, *part));
-            Part::ALL.into_iter().filter(both).collect()
+            Part::QUANTIZED.into_iter().filter(both).collect()
         }
     }
 }
