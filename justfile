@@ -42,6 +42,11 @@ bench-run folder="target/bench" *options:
 bench-loop *options:
     cargo run --release -- bench examples/shapes-model --steps 50 --repeat 10 {{options}}
 
+# T5's layer, the VAE's decoder and the transformer in float beside PyTorch; takes 3 GB of disk
+bench-cpu folder="target/bench-cpu" *options:
+    cargo build --release
+    scripts/bench-cpu {{folder}} {{options}}
+
 # One forward in each quantization scheme beside its peers, or with `--convert` what quantizing takes; takes 8 GB of disk
 bench-quantize folder="target/bench-quantize" *options:
     cargo build --release

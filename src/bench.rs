@@ -158,9 +158,6 @@ impl<'a> Loaded<'a> {
         }
         let request = request(pipeline, settings.size)?;
         let mut shape = pipeline.check(&request)?.shape;
-        // An image's latents are channels, too.
-        shape[2] = pipeline.dit.in_channels;
-        let text = [1, pipeline.dit.max_text_seq_length, pipeline.dit.text_embed_dim];
         let mut generator = TorchGenerator::new(0);
         let mut random = |shape: &[usize]| {
             let numbers = generator.randn(shape.iter().product());
@@ -171,6 +168,9 @@ impl<'a> Loaded<'a> {
             let latents = random(&[batch, pipeline.vae.latent_channels, frames, height, width]);
             return Ok(Self::VaeDecoder { model: Vae::decoder([load("first.onnx")?, load("next.onnx")?]), latents });
         }
+        // An image's latents are channels, too.
+        shape[2] = pipeline.dit.in_channels;
+        let text = [1, pipeline.dit.max_text_seq_length, pipeline.dit.text_embed_dim];
         let (latents, text) = (random(&shape), random(&text));
         Ok(Self::Transformer { model: Transformer::new(session()?, &pipeline.dit), latents, text })
     }

@@ -75,10 +75,12 @@ pub fn build(cfg: &DitConfig, weights: &Weights, latents: &VideoDims, tokens: &D
 
         let (mut x, grid) = patch_embedding(&s.at("patch_embed"), cfg, text.narrow(), latents.narrow());
         let rotary = cfg.use_rotary_positional_embeddings.then(|| rotary_tables(s, cfg, x));
-        for i in 0..cfg.num_layers {
+        let last = cfg.num_layers - 1;
+        for i in 0..last {
             x = block(&s.at(format!("transformer_blocks.{i}")), cfg, x, temb, rotary);
         }
-        g.output("sample", head(s, cfg, x.video, temb, &grid));
+        let video = last_block(&s.at(format!("transformer_blocks.{last}")), cfg, x, temb, rotary);
+        g.output("sample", head(s, cfg, video, temb, &grid));
     })
 }
 
@@ -165,9 +167,25 @@ fn add_positions<'g>(s: &Scope<'g>, cfg: &DitConfig, x: Tokens<'g>) -> Tokens<'g
 /// One expert block: AdaLN-Zero, joint attention, AdaLN-Zero, joint feed-forward.
 fn block<'g>(s: &Scope<'g>, cfg: &DitConfig, x: Tokens<'g>, temb: Value<'g>, rotary: Option<Rotary<'g>>) -> Tokens<'g> {
     let (h, gate) = ada_norm(&s.at("norm1"), cfg, x, temb);
-    let x = x + gate * h.joint(|h| attention(&s.at("attn1"), cfg, h, rotary));
+    let x = x + gate * h.joint(|h| attention(&s.at("attn1"), cfg, h, rotary, None));
     let (h, gate) = ada_norm(&s.at("norm2"), cfg, x, temb);
     x + gate * h.joint(|h| feed_forward(&s.at("ff"), h))
+}
+
+/// The video's tokens after the last block. What becomes of the text there nobody reads: it is only attended to.
+fn last_block<'g>(
+    s: &Scope<'g>,
+    cfg: &DitConfig,
+    x: Tokens<'g>,
+    temb: Value<'g>,
+    rotary: Option<Rotary<'g>>,
+) -> Value<'g> {
+    let (h, gate) = ada_norm(&s.at("norm1"), cfg, x, temb);
+    let joint = s.graph().concat(1, &[h.text, h.video]);
+    let y = attention(&s.at("attn1"), cfg, joint, rotary, Some(&(x.text.dim(1), x.video.dim(1))));
+    let video = x.video + gate.video * y;
+    let (h, gate) = ada_norm(&s.at("norm2"), cfg, Tokens { video, ..x }, temb);
+    video + gate.video * feed_forward(&s.at("ff"), h.video)
 }
 
 /// `CogVideoXLayerNormZero`: each stream normalized, scaled and shifted by the timestep; and the gates `[width]`.
@@ -190,11 +208,21 @@ fn modulated_norm<'g>(s: &Scope<'g>, cfg: &DitConfig, x: Value<'g>, scale: Value
     x.layer_norm(weight * scale, bias * scale + shift, cfg.norm_eps)
 }
 
-fn attention<'g>(s: &Scope<'g>, cfg: &DitConfig, x: Value<'g>, rotary: Option<Rotary<'g>>) -> Value<'g> {
+/// `only`: the start and number of the tokens that ask; else all of them do.
+fn attention<'g>(
+    s: &Scope<'g>,
+    cfg: &DitConfig,
+    x: Value<'g>,
+    rotary: Option<Rotary<'g>>,
+    only: Option<&(Dim, Dim)>,
+) -> Value<'g> {
     let [q, k, v] = ["to_q", "to_k", "to_v"].map(|name| s.linear(name, x, cfg.width(), cfg.attention_bias));
-    let (q, k) = (head_norm(&s.at("norm_q"), cfg, q), head_norm(&s.at("norm_k"), cfg, k));
-    let turn = |x: Value<'g>| rotary.map_or(x, |[cos, sin]| x.rotary(cos, sin, cfg.num_attention_heads));
-    let (q, k) = (turn(q), turn(k));
+    let asking = |x: Value<'g>, axis| only.map_or(x, |(start, count)| x.slice(axis, start, count));
+    // Cut after `to_q`, not before: so it reads what `to_k` and `to_v` do, and that is quantized once.
+    let (q, k) = (head_norm(&s.at("norm_q"), cfg, asking(q, 1)), head_norm(&s.at("norm_k"), cfg, k));
+    let turn = |x: Value<'g>, [cos, sin]: Rotary<'g>| x.rotary(cos, sin, cfg.num_attention_heads);
+    let q = rotary.map_or(q, |tables| turn(q, tables.map(|table| asking(table, 0))));
+    let k = rotary.map_or(k, |tables| turn(k, tables));
     #[allow(clippy::cast_precision_loss)] // Head widths are small.
     let scale = 1.0 / (cfg.attention_head_dim as f32).sqrt();
     let y = q.attention(k, v, None, cfg.num_attention_heads, scale);

@@ -1,6 +1,8 @@
 //! From what the model means to the ONNX operators a target runs fast.
 
+mod parts;
 mod quantized;
+mod upsampled;
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -47,6 +49,9 @@ pub struct Lower {
     shapes: HashMap<Vec<Option<Dim>>, usize>,
     /// For each value quantized by its tokens, the values and the scales: layers that read the same share them.
     tokens: HashMap<usize, [usize; 2]>,
+    /// For each upsampled value, what it was and the factors.
+    upsampled: HashMap<usize, (usize, Vec<usize>)>,
+    few_rows: bool,
 }
 
 impl Lower {
@@ -60,7 +65,16 @@ impl Lower {
             sizes: HashMap::new(),
             shapes: HashMap::new(),
             tokens: HashMap::new(),
+            upsampled: HashMap::new(),
+            few_rows: false,
         }
+    }
+
+    /// For a graph whose linear layers read few rows at a time, so that their weights take more memory traffic than what they
+    /// read and make: on CPUs, large 16-bit weights are widened a part at a time.
+    #[must_use]
+    pub fn for_few_rows(self) -> Self {
+        Self { few_rows: true, ..self }
     }
 
     /// Remember which values have named sizes, so that the sizes can be asked for at run time.
@@ -166,8 +180,26 @@ impl Lower {
     fn linear<'g>(&mut self, x: Value<'g>, rest: &[Option<Value<'g>>], to: &Type) -> Value<'g> {
         let flat = self.rows(x);
         let out_features = to.shape.last().cloned().unwrap_or(Dim::Fixed(1));
-        let y = gemm(flat, rest, out_features);
+        let parts = if self.few_rows && self.target == Target::Cpu { parts::of_widened(rest) } else { vec![] };
+        let y =
+            if parts.is_empty() { gemm(flat, rest, out_features) } else { parts::linear(flat, &parts, out_features) };
         self.reshape(y, &to.shape)
+    }
+
+    /// `com.microsoft.FastGelu` adds a bias by itself.
+    fn fast_gelu<'g>(&mut self, x: Value<'g>) -> Value<'g> {
+        let out = x.graph;
+        let emit = |inputs: &[Option<Value<'g>>], to| emit(CONTRIB, "FastGelu", 1, vec![], inputs, vec![to], out)[0];
+        let flat = producer(x, "Reshape").and_then(|node| node.inputs[0]).map_or(x, |id| out.value(id));
+        let sum =
+            producer(flat, "Add").map(|node| [node.inputs[0], node.inputs[1]].map(|id| id.map(|id| out.value(id))));
+        if let Some([Some(y), Some(bias)]) = sum
+            && (y.shape().len(), bias.shape().len()) == (2, 1)
+        {
+            let y = emit(&[Some(y), Some(bias)], y.r#type());
+            return self.reshape(y, &x.shape());
+        }
+        emit(&[Some(x)], x.r#type())
     }
 
     /// All axes but the last as one: `[rows, features]`.
@@ -321,7 +353,11 @@ impl Pass for Lower {
                 one("Split", 18, vec![("axis", Int(signed(*axis))), ("num_outputs", Int(signed(*parts)))])
             }
             Op::Gather(axis) => one("Gather", 13, vec![("axis", Int(signed(*axis)))]),
-            Op::Upsample(factors) => Some(vec![self.upsample(x?, factors, &types[0].shape)]),
+            Op::Upsample(factors) => {
+                let y = self.upsample(x?, factors, &types[0].shape);
+                self.upsampled.insert(y.id(), (x?.id(), factors.clone()));
+                Some(vec![y])
+            }
             Op::Size(dim) => Some(vec![self.size(dim, out)]),
             Op::Range(Dim::Fixed(n)) => {
                 let numbers: Vec<_> = (0..signed(*n)).collect();
@@ -335,6 +371,9 @@ impl Pass for Lower {
             Op::Linear => Some(vec![self.linear(x?, &inputs[1..], &types[0])]),
             Op::QuantizedLinear(layer) => Some(vec![self.quantized_linear(x?, layer, &inputs[1..], &types[0])]),
             Op::Conv { strides, pads } => {
+                if let Some(y) = self.conv_of_upsampled(inputs, strides, pads, &types[0]) {
+                    return Some(vec![y]);
+                }
                 let since = if types[0].dtype == DType::BF16 { 22 } else { 11 };
                 one("Conv", since, conv_attributes(strides, pads))
             }
@@ -349,7 +388,7 @@ impl Pass for Lower {
             Op::GroupNorm { groups, epsilon } => Some(vec![self.group_norm(x?, *groups, *epsilon)]),
             Op::Attention { heads, scale } => Some(vec![self.attention(inputs, *heads, *scale, types[0].clone(), out)]),
             Op::Rotary { heads } => Some(vec![self.rotary(x?, &inputs[1..], *heads)]),
-            Op::Gelu if self.target.has_contrib_operators() => contrib("FastGelu", vec![]),
+            Op::Gelu if self.target.has_contrib_operators() => Some(vec![self.fast_gelu(x?)]),
             Op::Gelu => one("Gelu", 20, vec![("approximate", Text("tanh".into()))]),
             Op::Silu if self.target.has_contrib_operators() => contrib("QuickGelu", vec![("alpha", Float(1.0))]),
             Op::Silu => {

@@ -99,13 +99,15 @@ impl<'g> Decoder<'_, 'g> {
 }
 
 /// `CogVideoXUpsample3D`: twice the rows and columns, if `in_time` twice the frames, then a 2D convolution.
+///
+/// The convolution sees each frame alone, so frames are doubled after it.
 fn upsample<'g>(s: &Scope<'g>, f: Frames<'g>, width: usize, in_time: bool) -> Frames<'g> {
-    let f = if in_time { double_frames(f) } else { f };
     let s = s.at("conv");
     let weight = s.weight_as("weight", &[width, width, 3, 3], &[width, width, 1, 3, 3]);
     let x =
         f.x.upsample([1, 1, 1, 2, 2]).conv(weight, Some(s.weight("bias", &[width])), [1; 3], [[0; 2], [1; 2], [1; 2]]);
-    Frames { x, scale: 2 * f.scale, ..f }
+    let f = Frames { x, scale: 2 * f.scale, ..f };
+    if in_time { double_frames(f) } else { f }
 }
 
 /// Each frame twice; of an odd number of frames, the first only once.

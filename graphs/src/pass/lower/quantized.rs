@@ -1,6 +1,6 @@
 //! Quantized layers, in the forms that have kernels.
 
-use super::{Attribute::Int, CONTRIB, Lower, Target, binary, conv_attributes, emit, gemm, signed};
+use super::{Attribute::Int, CONTRIB, Lower, Target, binary, conv_attributes, emit, gemm, producer, signed};
 use crate::graph::{Constant, Graph};
 use crate::op::Type;
 use crate::quantized::{Bytes, LinearForm, QuantizedConv, QuantizedLinear};
@@ -8,6 +8,8 @@ use crate::{DType, Dim, Value, dims};
 
 /// The `uint8` that stands for zero where values are symmetric.
 const MIDDLE: u8 = 128;
+/// GELU is nowhere further below zero.
+const LEAST_GELU: f32 = 0.1701;
 /// The largest magnitude of a signed eight-bit value, the least value left unused.
 const LARGEST: f32 = 127.0;
 
@@ -76,13 +78,19 @@ impl Lower {
         let rows = flat.dim(0);
         let axes = out.integers(&[1], &[1]);
         let column = Type::new(flat.dtype(), dims![&rows, 1]);
-        let [largest, least] = ["ReduceMax", "ReduceMin"].map(|name| {
+        let reduce = |name| {
             emit("", name, 18, vec![("keepdims", Int(1))], &[Some(flat), Some(axes)], vec![column.clone()], out)[0]
-        });
-        let least = emit("", "Neg", 13, vec![], &[Some(least)], vec![column.clone()], out)[0];
+        };
+        let largest = reduce("ReduceMax");
+        let least = if producer(flat, "FastGelu").is_some() {
+            flat.scalar(LEAST_GELU)
+        } else {
+            emit("", "Neg", 13, vec![], &[Some(reduce("ReduceMin"))], vec![column.clone()], out)[0]
+        };
         // A row of zeros has a scale, too.
         let tiny = flat.scalar(f32::MIN_POSITIVE * LARGEST);
-        let magnitude = emit("", "Max", 13, vec![], &[Some(largest), Some(least), Some(tiny)], vec![column], out)[0];
+        let magnitude =
+            emit("", "Max", 13, vec![], &[Some(largest), Some(least), Some(tiny)], vec![column.clone()], out)[0];
         let steps = binary("Mul", 14, magnitude, flat.scalar(1.0 / LARGEST));
         let step_of_row = self.reshape(steps, std::slice::from_ref(&rows));
         let sizes = self.size(&rows, out);
@@ -186,4 +194,16 @@ fn dequantize<'g>(parts: &[Option<Value<'g>>], attributes: &[(&'static str, i64)
 
 fn byte(dtype: DType, value: u8, like: Value<'_>) -> Value<'_> {
     like.graph.constant(Constant { dtype, shape: vec![], bytes: vec![value] })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::LEAST_GELU;
+
+    #[test]
+    fn gelu_reaches_no_further_below_zero() {
+        let gelu = |x: f64| 0.5 * x * (1.0 + (0.797_884_560_802_865_4 * (x + 0.044_715 * x.powi(3))).tanh());
+        let least = (-100_000..=0).map(|i| gelu(f64::from(i) * 1e-4)).fold(0.0, f64::min);
+        assert!(-least < f64::from(LEAST_GELU) && -least > f64::from(LEAST_GELU) - 1e-3, "{least}");
+    }
 }

@@ -1,0 +1,98 @@
+//! Forms that the CPU runs faster give what the plain ones give.
+
+use std::error::Error;
+
+use cogvx::runtime::{Device, Input, Layout, Runtime};
+use cogvx_graphs::graph::{Graph, Weight, WeightPart};
+use cogvx_graphs::onnx::{Placement, serialize};
+use cogvx_graphs::pass::{self, Lower, Precision, Target};
+use cogvx_graphs::{DType, dims};
+use half::f16;
+use ndarray::{ArrayD, IxDyn};
+
+type Outcome<T = ()> = Result<T, Box<dyn Error>>;
+
+/// Uneven numbers of both signs, the same each time.
+fn numbers(count: usize) -> Vec<f32> {
+    let mut state = 1_u32;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        f32::from(u16::try_from(state >> 16).unwrap_or(0)) / 65_536.0 - 0.5
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+/// What the graph that `model` fills makes `y` of `x`, and its operators; weights are 16-bit numbers.
+fn outcome(model: impl Fn(&Graph), lower: Lower, x: &ArrayD<f32>) -> Outcome<(ArrayD<f32>, Vec<&'static str>)> {
+    let graph = Graph::new();
+    model(&graph);
+    let problems = |problems: Vec<_>| format!("{problems:?}");
+    let graph = pass::run(&mut Precision::new(DType::F32, None), &graph).map_err(problems)?;
+    let graph = pass::run(&mut { lower }, &graph).map_err(problems)?;
+    let place = |weight: &Weight| -> Result<Placement, Box<dyn Error>> {
+        let WeightPart::Rows { first, of } = weight.part else {
+            let all = numbers(weight.shape.iter().product());
+            return Ok(Placement::Inline(all.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect()));
+        };
+        let row: usize = weight.shape[1..].iter().product();
+        let rows = &numbers(of * row)[first * row..(first + weight.shape[0]) * row];
+        Ok(Placement::Inline(rows.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect()))
+    };
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("model.onnx");
+    std::fs::write(&path, serialize(&graph, "test", place)?.bytes)?;
+    let mut session = Runtime::start(Device::Cpu, 1)?.load(&path, Layout::Mapped)?;
+    let y = session.run(&[("x", Input::Float(x.view()))])?.array("y")?;
+    let live = graph.live();
+    let operators = graph.nodes().iter().filter(|n| live[n.outputs[0]]).map(|n| n.op.name()).collect();
+    Ok((y, operators))
+}
+
+fn input(shape: &[usize]) -> Outcome<ArrayD<f32>> {
+    Ok(ArrayD::from_shape_vec(IxDyn(shape), numbers(shape.iter().product()))?)
+}
+
+fn furthest(a: &ArrayD<f32>, b: &ArrayD<f32>) -> f32 {
+    assert_eq!(a.shape(), b.shape());
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+#[test]
+fn a_convolution_of_an_upsampled_tensor_is_four_of_the_tensor() -> Outcome {
+    let x = input(&[1, 5, 3, 4, 7])?;
+    let model = |plain: bool| {
+        move |g: &Graph| {
+            let x = g.input("x", DType::F32, dims![1, 5, 3, 4, 7]).upsample([1, 1, 1, 2, 2]);
+            let x = if plain { x * 1.0 } else { x };
+            let weight = g.weight(Weight::whole("weight", DType::F16, &[6, 5, 1, 3, 3]), DType::F32);
+            let bias = g.weight(Weight::whole("bias", DType::F16, &[6]), DType::F32);
+            g.output("y", x.conv(weight, Some(bias), [1; 3], [[0; 2], [1; 2], [1; 2]]));
+        }
+    };
+    let (plain, operators) = outcome(model(true), Lower::new(Target::Cpu), &x)?;
+    assert!(operators.contains(&"Resize"), "{operators:?}");
+    let (four, operators) = outcome(model(false), Lower::new(Target::Cpu), &x)?;
+    assert!(!operators.contains(&"Resize"), "{operators:?}");
+    assert_eq!(operators.iter().filter(|&&name| name == "Conv").count(), 4);
+    assert!(furthest(&plain, &four) < 1e-5, "{}", furthest(&plain, &four));
+    Ok(())
+}
+
+#[test]
+fn a_linear_layer_in_parts_is_the_layer() -> Outcome {
+    // 3 parts of 4 MiB and less; rows do not divide by 3.
+    let (rows, columns) = (575, 4096);
+    let x = input(&[1, 3, columns])?;
+    let model = |g: &Graph| {
+        let x = g.input("x", DType::F32, dims![1, 3, columns]);
+        let weight = g.weight(Weight::whole("weight", DType::F16, &[rows, columns]), DType::F32);
+        let bias = g.weight(Weight::whole("bias", DType::F16, &[rows]), DType::F32);
+        g.output("y", x.linear(weight, Some(bias)));
+    };
+    let (whole, operators) = outcome(model, Lower::new(Target::Cpu), &x)?;
+    assert_eq!(operators.iter().filter(|&&name| name == "Gemm").count(), 1);
+    let (parts, operators) = outcome(model, Lower::new(Target::Cpu).for_few_rows(), &x)?;
+    assert_eq!(operators.iter().filter(|&&name| name == "Gemm").count(), 3);
+    assert!(furthest(&whole, &parts) < 1e-3, "{}", furthest(&whole, &parts));
+    Ok(())
+}
