@@ -121,7 +121,7 @@ fn targets_without_kernels_for_it_are_refused() {
             "the VAE alone",
             "cogvx-export CKPT -o OUT --quantize-vae",
             intact,
-            "the following required arguments were not provided:\n\x20 --quantize <QUANTIZE>",
+            "the following required arguments were not provided:\n\x20 --quantize <SCHEME>",
         ),
     ];
     check("2b-fp32", &cases);
