@@ -412,9 +412,7 @@ impl Exporter<'_> {
                 None => graph,
             };
             let graph = pass::run(&mut Precision::new(compute, self.options.precision), graph).map_err(failed)?;
-            let lower = Lower::new(self.options.target);
-            let mut lower = if component == Component::TextEncoder { lower.for_few_rows() } else { lower };
-            lowered.push((*name, pass::run(&mut lower, &graph).map_err(failed)?));
+            lowered.push((*name, pass::run(&mut Lower::new(self.options.target), &graph).map_err(failed)?));
         }
         let mut storage = Storage::plan(
             weights,

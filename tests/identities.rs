@@ -3,7 +3,7 @@
 use std::error::Error;
 
 use cogvx::runtime::{Device, Input, Layout, Runtime};
-use cogvx_graphs::graph::{Graph, Weight, WeightPart};
+use cogvx_graphs::graph::{Graph, Weight};
 use cogvx_graphs::onnx::{Placement, serialize};
 use cogvx_graphs::pass::{self, Lower, Precision, Target};
 use cogvx_graphs::{DType, dims};
@@ -30,13 +30,8 @@ fn outcome(model: impl Fn(&Graph), lower: Lower, x: &ArrayD<f32>) -> Outcome<(Ar
     let graph = pass::run(&mut Precision::new(DType::F32, None), &graph).map_err(problems)?;
     let graph = pass::run(&mut { lower }, &graph).map_err(problems)?;
     let place = |weight: &Weight| -> Result<Placement, Box<dyn Error>> {
-        let WeightPart::Rows { first, of } = weight.part else {
-            let all = numbers(weight.shape.iter().product());
-            return Ok(Placement::Inline(all.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect()));
-        };
-        let row: usize = weight.shape[1..].iter().product();
-        let rows = &numbers(of * row)[first * row..(first + weight.shape[0]) * row];
-        Ok(Placement::Inline(rows.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect()))
+        let all = numbers(weight.shape.iter().product());
+        Ok(Placement::Inline(all.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect()))
     };
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("model.onnx");
@@ -75,24 +70,5 @@ fn a_convolution_of_an_upsampled_tensor_is_four_of_the_tensor() -> Outcome {
     assert!(!operators.contains(&"Resize"), "{operators:?}");
     assert_eq!(operators.iter().filter(|&&name| name == "Conv").count(), 4);
     assert!(furthest(&plain, &four) < 1e-5, "{}", furthest(&plain, &four));
-    Ok(())
-}
-
-#[test]
-fn a_linear_layer_in_parts_is_the_layer() -> Outcome {
-    // 3 parts of 4 MiB and less; rows do not divide by 3.
-    let (rows, columns) = (575, 4096);
-    let x = input(&[1, 3, columns])?;
-    let model = |g: &Graph| {
-        let x = g.input("x", DType::F32, dims![1, 3, columns]);
-        let weight = g.weight(Weight::whole("weight", DType::F16, &[rows, columns]), DType::F32);
-        let bias = g.weight(Weight::whole("bias", DType::F16, &[rows]), DType::F32);
-        g.output("y", x.linear(weight, Some(bias)));
-    };
-    let (whole, operators) = outcome(model, Lower::new(Target::Cpu), &x)?;
-    assert_eq!(operators.iter().filter(|&&name| name == "Gemm").count(), 1);
-    let (parts, operators) = outcome(model, Lower::new(Target::Cpu).for_few_rows(), &x)?;
-    assert_eq!(operators.iter().filter(|&&name| name == "Gemm").count(), 3);
-    assert!(furthest(&whole, &parts) < 1e-3, "{}", furthest(&whole, &parts));
     Ok(())
 }

@@ -25,13 +25,6 @@ pub struct Weight {
 pub enum WeightPart {
     /// The tensor.
     Whole,
-    /// Some of its rows, as many as the shape says.
-    Rows {
-        /// The first.
-        first: usize,
-        /// How many the tensor has.
-        of: usize,
-    },
     /// The few-bit values it is quantized to.
     Values,
     /// What the values are multiples of.
@@ -40,14 +33,6 @@ pub enum WeightPart {
     ZeroPoints,
     /// The bias of its layer, in steps of the products of values.
     Bias,
-}
-
-impl WeightPart {
-    /// Whether it is of what the tensor is quantized to.
-    #[must_use]
-    pub fn is_quantized(self) -> bool {
-        !matches!(self, Self::Whole | Self::Rows { .. })
-    }
 }
 
 impl Weight {
@@ -62,7 +47,6 @@ impl Weight {
     pub fn initializer(&self) -> String {
         let suffix = match self.part {
             WeightPart::Whole => "",
-            WeightPart::Rows { first, .. } => return format!("{}[{first}:{}]", self.name, first + self.shape[0]),
             WeightPart::Values => "_quantized",
             WeightPart::Scales => "_scale",
             WeightPart::ZeroPoints => "_zero_point",

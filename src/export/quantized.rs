@@ -88,7 +88,7 @@ impl<'a> Quantized<'a> {
         (plan, table): (&'a Plan, Option<&'a Table>),
         wanted: Vec<Weight>,
     ) -> Self {
-        let wanted = wanted.into_iter().filter(|w| w.part.is_quantized());
+        let wanted = wanted.into_iter().filter(|w| w.part != WeightPart::Whole);
         let wanted: BTreeMap<_, _> = wanted.map(|w| ((w.name.clone(), w.part), w)).collect();
         let mut header = serde_json::Map::new();
         let mut parts = BTreeMap::new();
@@ -157,9 +157,7 @@ impl<'a> Quantized<'a> {
                 WeightPart::Scales => encode(&rounded.scales, weight.stored, &mut bytes),
                 WeightPart::ZeroPoints => bytes = std::mem::take(&mut rounded.zero_points),
                 WeightPart::Bias => bytes = rounded.bias.iter().flat_map(|steps| steps.to_le_bytes()).collect(),
-                WeightPart::Whole | WeightPart::Rows { .. } | WeightPart::Values => {
-                    bytes = std::mem::take(&mut rounded.values);
-                }
+                WeightPart::Whole | WeightPart::Values => bytes = std::mem::take(&mut rounded.values),
             }
             if full.send(bytes).is_err() {
                 return Ok(());

@@ -49,7 +49,7 @@ impl<'a> Storage<'a> {
         quantization: Option<(&'a Plan, Option<&'a Table>)>,
         graphs: impl Iterator<Item = &'g Graph>,
     ) -> Self {
-        let (whole, parts): (Vec<_>, Vec<_>) = graphs.flat_map(weights_of).partition(|w| !w.part.is_quantized());
+        let (whole, parts): (Vec<_>, Vec<_>) = graphs.flat_map(weights_of).partition(|w| w.part == WeightPart::Whole);
         let quantized = quantization.map(|plan| Quantized::plan(weights, merges, plan, parts));
         let wanted: BTreeMap<_, _> = whole.into_iter().map(|w| (w.name, w.stored)).collect();
         let left = if quantized.is_some() { mostly_unused(weights, wanted.keys()) } else { BTreeSet::new() };
@@ -82,12 +82,9 @@ impl<'a> Storage<'a> {
     pub(super) fn counts(&self, graph: &Graph) -> [usize; 5] {
         let mut counts = [0; 5];
         for weight in weights_of(graph) {
-            match weight.part {
-                WeightPart::Whole | WeightPart::Rows { first: 0, .. } => {}
-                part => {
-                    counts[4] += usize::from(part == WeightPart::Values);
-                    continue;
-                }
+            if weight.part != WeightPart::Whole {
+                counts[4] += usize::from(weight.part == WeightPart::Values);
+                continue;
             }
             let tensor = self.weights.get(&weight.name);
             let converted = tensor.is_some_and(|t| t.dtype != weight.stored);
@@ -105,7 +102,6 @@ impl<'a> Storage<'a> {
             return Ok(placement);
         }
         if let Some(&(_, offset, length)) = self.rewritten.get(&weight.name) {
-            let (offset, length) = rows(weight, offset, length);
             return Ok(Placement::External { location: REWRITTEN.into(), offset, length });
         }
         let tensor = self.weights.get(&weight.name).expect("the graph was built from these weights");
@@ -118,8 +114,7 @@ impl<'a> Storage<'a> {
         }
         self.used.insert(tensor.file);
         let location = self.weights.files()[tensor.file].name.clone();
-        let (offset, length) = rows(weight, tensor.offset, tensor.len);
-        Ok(Placement::External { location, offset, length })
+        Ok(Placement::External { location, offset: tensor.offset, length: tensor.len })
     }
 
     /// Bring the weight files into the folder `component` of the bundle; returns their paths there.
@@ -231,13 +226,6 @@ pub(super) fn header(tensors: serde_json::Map<String, serde_json::Value>) -> Vec
     [(text.len() as u64).to_le_bytes().to_vec(), text].concat()
 }
 
-/// Where the rows that `weight` has lie, of a tensor that lies at `offset`.
-fn rows(weight: &Weight, offset: u64, length: u64) -> (u64, u64) {
-    let WeightPart::Rows { first, of } = weight.part else { return (offset, length) };
-    let row = length / of as u64;
-    (offset + row * first as u64, row * weight.shape[0] as u64)
-}
-
 fn stored_length(tensor: &Tensor, stored: DType) -> u64 {
     tensor.len / tensor.dtype.size() as u64 * stored.size() as u64
 }
@@ -260,18 +248,4 @@ fn weights_of(graph: &Graph) -> Vec<Weight> {
     let values = graph.values();
     let sources = values.iter().zip(live).filter(|(_, live)| *live).map(|(v, _)| &v.source);
     sources.filter_map(|s| if let Source::Weight(w) = s { Some(w.clone()) } else { None }).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rows_of_a_weight_lie_within_it() {
-        let whole = Weight::whole("w", DType::F16, &[10, 4]);
-        assert_eq!(rows(&whole, 100, 80), (100, 80));
-        let some = Weight { part: WeightPart::Rows { first: 3, of: 10 }, shape: vec![5, 4], ..whole };
-        assert_eq!(rows(&some, 100, 80), (124, 40));
-        assert_eq!(some.initializer(), "w[3:8]");
-    }
 }

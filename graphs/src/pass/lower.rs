@@ -1,6 +1,5 @@
 //! From what the model means to the ONNX operators a target runs fast.
 
-mod parts;
 mod quantized;
 mod upsampled;
 
@@ -51,7 +50,6 @@ pub struct Lower {
     tokens: HashMap<usize, [usize; 2]>,
     /// For each upsampled value, what it was and the factors.
     upsampled: HashMap<usize, (usize, Vec<usize>)>,
-    few_rows: bool,
 }
 
 impl Lower {
@@ -66,15 +64,7 @@ impl Lower {
             shapes: HashMap::new(),
             tokens: HashMap::new(),
             upsampled: HashMap::new(),
-            few_rows: false,
         }
-    }
-
-    /// For a graph whose linear layers read few rows at a time, so that their weights take more memory traffic than what they
-    /// read and make: on CPUs, large 16-bit weights are widened a part at a time.
-    #[must_use]
-    pub fn for_few_rows(self) -> Self {
-        Self { few_rows: true, ..self }
     }
 
     /// Remember which values have named sizes, so that the sizes can be asked for at run time.
@@ -180,9 +170,7 @@ impl Lower {
     fn linear<'g>(&mut self, x: Value<'g>, rest: &[Option<Value<'g>>], to: &Type) -> Value<'g> {
         let flat = self.rows(x);
         let out_features = to.shape.last().cloned().unwrap_or(Dim::Fixed(1));
-        let parts = if self.few_rows && self.target == Target::Cpu { parts::of_widened(rest) } else { vec![] };
-        let y =
-            if parts.is_empty() { gemm(flat, rest, out_features) } else { parts::linear(flat, &parts, out_features) };
+        let y = gemm(flat, rest, out_features);
         self.reshape(y, &to.shape)
     }
 

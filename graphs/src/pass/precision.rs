@@ -65,7 +65,7 @@ impl Pass for Precision {
 
     fn weight<'g>(&mut self, weight: &Weight, dtype: DType, out: &'g Graph) -> Value<'g> {
         match weight.part {
-            WeightPart::Whole | WeightPart::Rows { .. } => {}
+            WeightPart::Whole => {}
             _ => return out.weight(weight.clone(), dtype),
         }
         let stored = self.stored.filter(|s| s.size() <= weight.stored.size()).unwrap_or(weight.stored);
