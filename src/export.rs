@@ -1,6 +1,7 @@
 //! A checkpoint becomes a bundle: graphs built, weights linked, everything in place at once.
 
 mod convert;
+mod error;
 mod lora;
 mod options;
 mod quantized;
@@ -14,97 +15,24 @@ use std::path::{Path, PathBuf};
 use cogvx_calibration::observe::Observe;
 use cogvx_calibration::plan::Scheme;
 use cogvx_calibration::quantize::Quantize;
-use cogvx_calibration::table::{Table, TableError};
-use cogvx_graphs::config::{ConfigError, DitConfig, PipelineClass, PipelineIndex, T5Config, VaeConfig};
+use cogvx_calibration::table::Table;
+use cogvx_graphs::config::{DitConfig, PipelineClass, PipelineIndex, T5Config, VaeConfig};
 use cogvx_graphs::model::vae::{FRAME_CHUNK, LATENT_CHUNK, first_chunk};
 use cogvx_graphs::model::{dit, t5, vae};
-use cogvx_graphs::pass::{self, Lower, Precision};
-use cogvx_graphs::source::{SourceError, resolve_inside, root_of};
-use cogvx_graphs::weights::WeightsError;
-use cogvx_graphs::{BuildError, DType, Dim, Graph, Problem, VideoDims, Weights, onnx};
+use cogvx_graphs::pass::{self, Lower, Precision, Target};
+use cogvx_graphs::source::{resolve_inside, root_of};
+use cogvx_graphs::{DType, Dim, Graph, Problem, VideoDims, Weights, onnx};
 
-use crate::bundle::{self, BundleError, BundleWriter, Manifest, Origin};
-use crate::calibrate::{FingerprintError, fingerprint, vae_fingerprint};
+use crate::bundle::{self, BundleWriter, Manifest, Origin};
+use crate::calibrate::{fingerprint, vae_fingerprint};
 use crate::scheduler::{SchedulerConfig, SchedulerError};
-use crate::tokenizer::{Tokenizer, TokenizerError};
+use crate::tokenizer::Tokenizer;
 
+pub use error::ExportError;
 use lora::Merges;
 pub use lora::{Lora, LoraError, LoraProblem, scaling as lora_scaling};
 pub use options::{Component, ExportOptions, LayerChoice, VideoShape};
 use storage::Storage;
-
-/// Why a checkpoint was not exported.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-#[allow(missing_docs)]
-pub enum ExportError {
-    #[error(transparent)]
-    Source(#[from] SourceError),
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    #[error(transparent)]
-    Weights(#[from] WeightsError),
-    #[error(transparent)]
-    Build(#[from] BuildError),
-    #[error(transparent)]
-    Bundle(#[from] BundleError),
-    #[error(transparent)]
-    Tokenizer(#[from] TokenizerError),
-    #[error(transparent)]
-    Scheduler(#[from] SchedulerError),
-    #[error(transparent)]
-    Lora(#[from] LoraError),
-    #[error(transparent)]
-    Table(#[from] TableError),
-    #[error(transparent)]
-    Fingerprint(#[from] FingerprintError),
-    /// A model of the family that cogvx cannot export yet.
-    #[error("`{}`: not supported yet: {feature}", file.display())]
-    Unsupported { file: PathBuf, feature: &'static str },
-    /// Parts that do not belong together.
-    #[error("`{}`: expected `{field}` of {expected} as in {with}, found {found}", file.display())]
-    Mismatch { file: PathBuf, field: &'static str, expected: usize, with: &'static str, found: usize },
-    /// Sizes the model cannot have.
-    #[error("`--shapes`: expected {axis} of {expected}, found {found}")]
-    Shape { axis: &'static str, expected: String, found: String },
-    /// A scheme the target has no kernels for.
-    #[error(
-        "`--quantize`: expected a scheme that `--target {target}` has kernels for, such as `{instead}`, found `{scheme}`"
-    )]
-    Scheme { scheme: &'static str, target: &'static str, instead: &'static str },
-    /// A scheme with scales of features, which only calibration tells.
-    #[error(
-        "`--quantize {scheme}`: expected `--calibration TABLE`, found none: make one with `cogvx calibrate`, or quantize to `int8-weight`"
-    )]
-    NoTable { scheme: &'static str },
-    /// A table that nothing would be done with.
-    #[error(
-        "`--calibration`: expected `--quantize`, or a `--target` that computes in fp16, found neither: the table would not be used"
-    )]
-    UnusedTable,
-    /// Numbers handed from run to run that `float16` does not hold.
-    #[error(
-        "`{}`: `{value}` reached {magnitude:e}, but fp16 ends at 65504: export with `--precision bf16`, or `fp32`, or force it with `--allow-overflow`", table.display()
-    )]
-    Overflow { table: PathBuf, value: String, magnitude: f32 },
-    /// A weight that `float16` does not hold.
-    #[error("`{}`: `{tensor}`: expected numbers that fp16 holds, at most 65504, found larger ones: export with `--precision bf16`, or `fp32`", file.display())]
-    WeightRange { file: PathBuf, tensor: String },
-    /// GPUs have no fast kernels for the VAE in eight bits.
-    #[error(
-        "`--quantize-vae`: expected `--target cpu`, found `{target}`, for which no eight-bit 3D convolution is known to be fast: \
-         leave it out, and `--precision fp16` has the VAE in 16 bits"
-    )]
-    VaeTarget { target: &'static str },
-    /// The VAE's scales are those of a table.
-    #[error("`--quantize-vae`: expected `--calibration TABLE`, found none: make one with `cogvx calibrate --vae`")]
-    NoVaeTable,
-    /// A defect of cogvx: a pass made a graph that does not fit together.
-    #[error("cannot lower `{graph}`: {problem}")]
-    Lower { graph: String, problem: Problem },
-    #[error("`{}`: {source}", path.display())]
-    Io { path: PathBuf, source: std::io::Error },
-}
 
 /// What an export did.
 #[derive(Debug, Clone, serde::Serialize)]
@@ -233,7 +161,9 @@ fn open_table(checkpoint: &Path, options: &ExportOptions) -> Result<Option<Table
     let Some(path) = &options.calibration else { return Ok(None) };
     let table = Table::open(path)?;
     table.check(path, &fingerprint(checkpoint, &options.loras)?)?;
-    if options.quantize_vae {
+    // GPUs may compute it in `float16`: then it matters, too, how large its values become.
+    let seen = table.vae.is_some() && options.target != Target::Cpu;
+    if options.quantize_vae || seen && options.components.contains(&Component::VaeDecoder) {
         table.check_vae(path, &vae_fingerprint(checkpoint)?)?;
     }
     Ok(Some(table))

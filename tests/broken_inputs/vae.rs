@@ -108,6 +108,43 @@ fn tables_that_do_not_tell_of_the_vae_are_refused() {
 }
 
 #[test]
+fn caches_that_fp16_does_not_hold_are_refused_unless_they_are_allowed() {
+    let large = |s: &Scene| {
+        value(s, |values| {
+            let convs = values.iter_mut().filter(|(name, _)| name.starts_with("vae_decoder/decoder.up_blocks.0"));
+            convs.for_each(|(_, bounds)| *bounds = vec![-1e5, 1.0].into());
+        });
+    };
+    let line = "cogvx-export CKPT -o OUT --components vae-decoder --target cuda --precision fp16 --calibration TABLE";
+    let cases = [
+        refused(
+            "a large cache",
+            line,
+            large,
+            "`TABLE`: `vae_decoder/decoder.up_blocks.0.resnets.0.conv1.cache` reached 1e5, but fp16 ends at 65504: \
+             export with `--precision bf16`, or `fp32`, or force it with `--allow-overflow`",
+        ),
+        refused(
+            "a table of another VAE",
+            line,
+            |s| {
+                table(s);
+                s.header(TABLE, |header| header["__metadata__"]["vae"] = "0123456789abcdef0123456789abcdef".into());
+            },
+            "`TABLE`: expected a table of the VAE with the fingerprint \
+             811482c3e7e8ebfce1f1e54aa8b1a435, found one of \
+             0123456789abcdef0123456789abcdef: calibrate this checkpoint",
+        ),
+    ];
+    check("2b-fp32", &cases);
+    let scene = Scene::new("2b-fp32");
+    large(&scene);
+    let said = scene.run(&format!("{line} --allow-overflow"));
+    assert_eq!(said.code, Some(0), "{}", said.stderr);
+    assert!(said.stdout.contains("values stay fp32, which fp16 would not hold"), "{}", said.stdout);
+}
+
+#[test]
 fn targets_without_kernels_for_it_are_refused() {
     let cases = [
         refused(
