@@ -87,8 +87,8 @@ fn files_of_prompts_are_refused_by_line_and_field() {
         ),
         batch(
             "an absolute output",
-            |s| second(s, r#"{"prompt": "fox", "output": "/tmp/fox.mp4"}"#),
-            "`PROMPTS`, line 2, `output`: expected the name of a file in the folder of `--output`, found `/tmp/fox.mp4`",
+            |s| second(s, r#"{"prompt": "fox", "output": "/videos/fox.mp4"}"#),
+            "`PROMPTS`, line 2, `output`: expected the name of a file in the folder of `--output`, found `/videos/fox.mp4`",
         ),
         batch(
             "two videos in one place",

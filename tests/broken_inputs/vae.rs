@@ -36,6 +36,17 @@ fn value(scene: &Scene, edit: impl FnOnce(&mut serde_json::Map<String, Value>)) 
     });
 }
 
+/// Put a table there that saw another VAE.
+fn of_another_vae(scene: &Scene) {
+    table(scene);
+    scene.header(TABLE, |header| header["__metadata__"]["vae"] = "0123456789abcdef0123456789abcdef".into());
+}
+
+/// What is said of it.
+const OF_ANOTHER_VAE: &str = "`TABLE`: expected a table of the VAE with the fingerprint \
+                              811482c3e7e8ebfce1f1e54aa8b1a435, found one of \
+                              0123456789abcdef0123456789abcdef: calibrate this checkpoint";
+
 #[test]
 fn tables_that_do_not_tell_of_the_vae_are_refused() {
     let cases = [
@@ -56,17 +67,7 @@ fn tables_that_do_not_tell_of_the_vae_are_refused() {
             "`TABLE`: expected a table that saw the VAE's decoder, found one that did not: make one with \
              `cogvx calibrate --vae`",
         ),
-        refused(
-            "a table of another VAE",
-            EXPORT,
-            |s| {
-                table(s);
-                s.header(TABLE, |header| header["__metadata__"]["vae"] = "0123456789abcdef0123456789abcdef".into());
-            },
-            "`TABLE`: expected a table of the VAE with the fingerprint \
-             811482c3e7e8ebfce1f1e54aa8b1a435, found one of \
-             0123456789abcdef0123456789abcdef: calibrate this checkpoint",
-        ),
+        refused("a table of another VAE", EXPORT, of_another_vae, OF_ANOTHER_VAE),
         refused(
             "a convolution that the table does not know",
             EXPORT,
@@ -124,17 +125,7 @@ fn caches_that_fp16_does_not_hold_are_refused_unless_they_are_allowed() {
             "`TABLE`: `vae_decoder/decoder.up_blocks.0.resnets.0.conv1.cache` reached 1e5, but fp16 ends at 65504: \
              export with `--precision bf16`, or `fp32`, or force it with `--allow-overflow`",
         ),
-        refused(
-            "a table of another VAE",
-            line,
-            |s| {
-                table(s);
-                s.header(TABLE, |header| header["__metadata__"]["vae"] = "0123456789abcdef0123456789abcdef".into());
-            },
-            "`TABLE`: expected a table of the VAE with the fingerprint \
-             811482c3e7e8ebfce1f1e54aa8b1a435, found one of \
-             0123456789abcdef0123456789abcdef: calibrate this checkpoint",
-        ),
+        refused("a table of another VAE", line, of_another_vae, OF_ANOTHER_VAE),
     ];
     check("2b-fp32", &cases);
     let scene = Scene::new("2b-fp32");
