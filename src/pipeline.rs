@@ -20,7 +20,7 @@ use ndarray::{Array2, ArrayD, Axis, IxDyn};
 
 use crate::bundle::{Bundle, BundleError, MANIFEST};
 use crate::positions::PositionsError;
-use crate::runtime::{Device, Input, Layout, Outputs, Runtime, RuntimeError, Session};
+use crate::runtime::{Blocks, Device, Input, Layout, Outputs, Runtime, RuntimeError, Session};
 use crate::scheduler::{SchedulerConfig, SchedulerError};
 use crate::tokenizer::{Tokenizer, TokenizerError};
 
@@ -201,8 +201,10 @@ impl Pipeline {
             _ => manifest.quantization.is_some(),
         };
         let layout = if quantized { Layout::Packed } else { Layout::Mapped };
+        let blocks = if component.starts_with("vae_") { Blocks::Apart } else { Blocks::Together };
         let path = self.bundle.path(&file);
-        Ok(if profile { self.runtime.load_profiled(&path, layout)? } else { self.runtime.load(&path, layout)? })
+        let load = if profile { Runtime::load_profiled } else { Runtime::load };
+        Ok(load(&self.runtime, &path, layout, blocks)?)
     }
 
     /// Token ids of texts, `[texts, max_text_seq_length]`.

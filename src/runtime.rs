@@ -133,28 +133,40 @@ impl Runtime {
     ///
     /// # Errors
     /// A graph ONNX Runtime refuses.
-    pub fn load(&self, path: &Path, layout: Layout) -> Result<Session, RuntimeError> {
-        self.load_with(path, layout, None)
+    pub fn load(&self, path: &Path, layout: Layout, blocks: Blocks) -> Result<Session, RuntimeError> {
+        self.load_with(path, layout, blocks, None)
     }
 
     /// The same; each node is timed in each run, for [`Session::profile`].
     ///
     /// # Errors
     /// A graph ONNX Runtime refuses, or no place for temporary files.
-    pub fn load_profiled(&self, path: &Path, layout: Layout) -> Result<Session, RuntimeError> {
+    pub fn load_profiled(&self, path: &Path, layout: Layout, blocks: Blocks) -> Result<Session, RuntimeError> {
         let failed = |e: std::io::Error| RuntimeError::Profile { path: path.into(), message: e.to_string() };
         let folder = tempfile::Builder::new().prefix("cogvx-profile-").tempdir().map_err(failed)?;
-        self.load_with(path, layout, Some(folder))
+        self.load_with(path, layout, blocks, Some(folder))
     }
 
-    fn load_with(&self, path: &Path, layout: Layout, profile: Option<TempDir>) -> Result<Session, RuntimeError> {
+    fn load_with(
+        &self,
+        path: &Path,
+        layout: Layout,
+        blocks: Blocks,
+        profile: Option<TempDir>,
+    ) -> Result<Session, RuntimeError> {
         let inner = self
-            .session(path, layout, profile.as_ref().map(TempDir::path))
+            .session(path, layout, blocks, profile.as_ref().map(TempDir::path))
             .map_err(|e| RuntimeError::Load { path: path.into(), message: line(&e) })?;
         Ok(Session { inner, path: path.into(), interrupt: self.interrupt.clone(), profile, busy: Duration::ZERO })
     }
 
-    fn session(&self, path: &Path, layout: Layout, profile: Option<&Path>) -> ort::Result<ort::session::Session> {
+    fn session(
+        &self,
+        path: &Path,
+        layout: Layout,
+        blocks: Blocks,
+        profile: Option<&Path>,
+    ) -> ort::Result<ort::session::Session> {
         let providers = match self.device {
             Device::Cpu => vec![],
             Device::Cuda => vec![CUDA::default().build().error_on_failure()],
@@ -165,6 +177,7 @@ impl Runtime {
         let cpu = CPU::default().with_arena_allocator(false).build();
         let mut builder = ort::session::Session::builder(&self.environment)?
             .with_optimization_level(GraphOptimizationLevel::Disable)?
+            .with_memory_pattern(blocks == Blocks::Together)?
             .with_prepacking(self.device != Device::Cpu || layout == Layout::Packed)?
             .with_log_level(LogLevel::Fatal)?
             .with_disabled_optimizers(COPYING_OPTIMIZERS)?
@@ -198,6 +211,16 @@ pub enum Layout {
     Mapped,
     /// Copied in the order their kernels read them: products of integers need it.
     Packed,
+}
+
+/// How a session comes by memory for what it computes, from the second run of a size on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blocks {
+    /// All at once, as much as the run before needed: a little faster.
+    Together,
+    /// Each value by itself, until its last reader has run: less memory where values are few and large. Of the VAE's decoder the
+    /// block is a quarter more than its values need at any time.
+    Apart,
 }
 
 /// What a graph is fed with.

@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-use cogvx::runtime::{Device, Input, Layout, Runtime};
+use cogvx::runtime::{Blocks, Device, Input, Layout, Runtime};
 use cogvx_graphs::graph::{Graph, Weight};
 use cogvx_graphs::onnx::{Placement, serialize};
 use cogvx_graphs::pass::{self, Lower, Precision, Target};
@@ -36,7 +36,7 @@ fn outcome(model: impl Fn(&Graph), lower: Lower, x: &ArrayD<f32>) -> Outcome<(Ar
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("model.onnx");
     std::fs::write(&path, serialize(&graph, "test", place)?.bytes)?;
-    let mut session = Runtime::start(Device::Cpu, 1)?.load(&path, Layout::Mapped)?;
+    let mut session = Runtime::start(Device::Cpu, 1)?.load(&path, Layout::Mapped, Blocks::Apart)?;
     let y = session.run(&[("x", Input::Float(x.view()))])?.array("y")?;
     let live = graph.live();
     let operators = graph.nodes().iter().filter(|n| live[n.outputs[0]]).map(|n| n.op.name()).collect();
