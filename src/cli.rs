@@ -2,6 +2,7 @@
 
 mod aside;
 mod bench;
+mod cache;
 mod calibrate;
 mod export;
 mod interrupt;
@@ -50,6 +51,7 @@ enum Command {
     Bench(bench::Args),
     Calibrate(calibrate::Args),
     Sensitivity(sensitivity::Args),
+    Cache(cache::Args),
     Runtime(runtime::Args),
     Synth(synth::Args),
 }
@@ -82,6 +84,7 @@ pub fn main() -> ExitCode {
         Command::Bench(args) => bench::run(args),
         Command::Calibrate(args) => calibrate::run(args),
         Command::Sensitivity(args) => sensitivity::run(args),
+        Command::Cache(args) => cache::run(args),
         Command::Runtime(args) => runtime::run(args),
         Command::Synth(args) => synth::run(args),
     })

@@ -99,6 +99,14 @@ pub fn library(device: Device) -> Result<Library, LibraryError> {
     library::find_or_install(build)
 }
 
+/// cogvx's folder in the user's cache: ONNX Runtime's libraries, and engines.
+///
+/// # Errors
+/// The system names no such place.
+pub fn cache() -> Result<PathBuf, LibraryError> {
+    library::cache()
+}
+
 impl Runtime {
     /// Start ONNX Runtime for `device` with `threads` threads (0: one a core).
     ///

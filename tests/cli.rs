@@ -94,6 +94,8 @@ fn help_says_what_can_be_done() {
         ("help_calibrate", &["calibrate", "--help"]),
         ("help_runtime", &["runtime", "--help"]),
         ("help_bench", &["bench", "--help"]),
+        ("help_cache", &["cache", "--help"]),
+        ("help_cache_gc", &["cache", "gc", "--help"]),
     ] {
         assert_snapshot!(name, printed(cogvx().args(arguments)));
     }

@@ -120,7 +120,7 @@ fn file_name() -> String {
 }
 
 /// cogvx's folder in the user's cache.
-fn cache() -> Result<PathBuf, LibraryError> {
+pub(super) fn cache() -> Result<PathBuf, LibraryError> {
     let variable = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     let base = variable("XDG_CACHE_HOME").filter(|p| p.is_absolute());
     let base = base.or_else(|| variable("LOCALAPPDATA")).or_else(|| variable("HOME").map(|home| home.join(".cache")));

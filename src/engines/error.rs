@@ -1,0 +1,33 @@
+use std::path::{Path, PathBuf};
+
+use crate::bundle::BundleError;
+
+/// Why an engine is not had.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+#[allow(missing_docs)]
+pub enum EnginesError {
+    #[error("no folder for engines: set `HOME`, or name one with `--cache`")]
+    NoFolder,
+    #[error("`{}`: {source}", path.display())]
+    Io { path: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    /// The builder failed; what it had written is gone.
+    #[error("{0}")]
+    Build(String),
+    #[error("`{}`: expected an engine, found that the builder wrote none", .0.display())]
+    Nothing(PathBuf),
+    #[error("`{graph}`, input `{input}`: expected a size made of frames, height and width, found `{size}`")]
+    Size { graph: String, input: String, size: String },
+    #[error("interrupted")]
+    Interrupted,
+}
+
+impl EnginesError {
+    /// What makes an I/O error at `path` one of these.
+    pub(super) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_path_buf();
+        move |source| Self::Io { path, source }
+    }
+}
