@@ -180,3 +180,4 @@ def state(name, model, *options):
 state("ddim", "2b-fp32", "--scheduler", "ddim")
 state("dpm", "2b-fp32", "--scheduler", "dpm", "--seed", "3")
 state("image", "5b-i2v", "--image", fixtures / "goldens/scores" / sorted(os.listdir(fixtures / "goldens/scores"))[0])
+state("shortcuts", "2b-fp32", "--guidance-every", "2", "--step-cache", "0.1")

@@ -14,6 +14,7 @@ mod quality;
 mod run;
 mod runtime;
 mod sensitivity;
+mod shortcuts;
 mod size;
 mod synth;
 mod verify;

@@ -4,6 +4,7 @@
 
 mod batch;
 mod request;
+mod shortcuts;
 mod spool;
 mod start;
 mod state;
@@ -26,6 +27,7 @@ use crate::tokenizer::{Tokenizer, TokenizerError};
 
 pub use batch::Job;
 pub use request::{LatentShape, Request, Start};
+pub use shortcuts::{Runs, Shortcuts};
 pub use start::Started;
 pub use state::{RunId, RunState, StateError};
 pub use tiling::Tiles;

@@ -17,7 +17,7 @@ use std::io;
 
 use serde::Serialize;
 
-use crate::pipeline::{Observer, Pipeline, PipelineError, Request, Stage};
+use crate::pipeline::{Observer, Pipeline, PipelineError, Request, Shortcuts, Stage, Walk};
 
 pub use cost::{Cost, StageCost};
 pub use html::{About, Page};
@@ -161,7 +161,8 @@ pub struct Quality {
     pub videos: Vec<VideoQuality>,
 }
 
-/// Make the videos of `cases` with both bundles, all else as in `request`, and compare them. Prompts that all name a colour, a
+/// Make the videos of `cases` with both bundles, all else as in `request`, and compare them; the reference takes no
+/// [`Shortcuts`], whatever `request` says. Prompts that all name a colour, a
 /// shape and a direction of the shapes model are scored for these too.
 ///
 /// # Errors
@@ -178,11 +179,14 @@ pub fn compare(
     let sizes = [bytes_needed(reference.bundle())?, bytes_needed(judged.bundle())?];
     let scored = cases.iter().all(|case| Wanted::of(&case.prompt).is_some());
     let mut request = request.clone();
+    let mut full = Request { shortcuts: Shortcuts::default(), ..request.clone() };
     let mut costs = [CostMeter::default(), CostMeter::default()];
     let mut videos = Vec::with_capacity(cases.len());
     for (video, case) in cases.iter().enumerate() {
-        request.prompt.clone_from(&case.prompt);
-        request.seed = case.seed;
+        for request in [&mut request, &mut full] {
+            request.prompt.clone_from(&case.prompt);
+            request.seed = case.seed;
+        }
         let mut recording = Recording::new().map_err(QualityError::Temporary)?;
         let mut record = |event: Event<'_>, watch: &mut dyn Watch| match event {
             Event::Step(step, latents) => {
@@ -191,7 +195,7 @@ pub fn compare(
             }
             Event::Frame(_, frame) => recording.frame(frame),
         };
-        let theirs = run(reference, &request, scored, &mut costs[0], watch, &mut record)?;
+        let theirs = run(reference, &full, scored, &mut costs[0], watch, &mut record)?;
         let mut comparison = Comparison::of(&mut recording, [request.height, request.width]);
         let mut compare = |event: Event<'_>, watch: &mut dyn Watch| match event {
             Event::Step(step, latents) => {
@@ -287,6 +291,12 @@ impl Observer for Onlooker<'_, '_> {
             self.failed = (self.take)(Event::Step(step, latents), self.watch).err();
         }
         self.cost.resume();
+    }
+
+    fn walked(&mut self, walk: &Walk) {
+        if walk.is_done() {
+            self.cost.ran(walk.runs());
+        }
     }
 
     fn frames(

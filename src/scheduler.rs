@@ -24,7 +24,7 @@ mod guidance;
 mod schedule;
 
 pub use config::{BetaSchedule, Kind, Prediction, SchedulerConfig, Spacing};
-pub use guidance::{guidance_scale, guide, guide_into};
+pub use guidance::{guidance_scale, guide, guide_by, guide_into};
 pub use schedule::Schedule;
 
 use std::path::PathBuf;
@@ -284,6 +284,22 @@ impl Sampler {
     #[must_use]
     pub fn init_noise_sigma(&self) -> f32 {
         1.0
+    }
+
+    /// The clean estimate of step `i` from the model's output for `sample`, into `clean`.
+    pub fn clean(&self, i: usize, sample: &[f32], model_output: &[f32], clean: &mut [f32]) {
+        let Some(f) = self.steps.get(i) else { return };
+        for ((clean, &x), &v) in clean.iter_mut().zip(sample).zip(model_output) {
+            *clean = f.clean_sample * x + f.clean_output * v;
+        }
+    }
+
+    /// The model's output for `sample` that would give this `clean` estimate in step `i`, in its place.
+    pub fn output_of(&self, i: usize, sample: &[f32], clean: &mut [f32]) {
+        let Some(f) = self.steps.get(i) else { return };
+        for (clean, &x) in clean.iter_mut().zip(sample) {
+            *clean = (*clean - f.clean_sample * x) / f.clean_output;
+        }
     }
 
     /// Takes step `i`: replaces `sample` by the less noisy one, given the model's (guided) output for it.

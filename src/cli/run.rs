@@ -17,7 +17,7 @@ use clap::{Args as ClapArgs, ValueEnum};
 use super::interrupt::Interrupted;
 use super::{Answer, open};
 use crate::pending;
-use crate::pipeline::PipelineError;
+use crate::pipeline::{PipelineError, Runs};
 use crate::runtime::RuntimeError;
 use crate::stats::Stats;
 use crate::video::Format;
@@ -114,7 +114,9 @@ fn run_one(args: &Args) -> anyhow::Result<Answer> {
     watcher.finish()?;
     let stages = watcher.into_stats().map(Stats::finish);
     let videos = videos.into_inner();
-    let Some(Some(Planned { written, saver, .. })) = videos.first() else { unreachable!("one was planned") };
+    let Some(Some(Planned { written, saver, steps, runs, .. })) = videos.first() else {
+        unreachable!("one was planned")
+    };
     if let Some(saver) = saver {
         saver.remove();
     }
@@ -128,6 +130,12 @@ fn run_one(args: &Args) -> anyhow::Result<Answer> {
         }
         (_, stages) => {
             writeln!(out, "{}: {written} frames of {}x{}", args.output.display(), request.width, request.height)?;
+            if let Some(Runs { prompted, unprompted }) = runs {
+                writeln!(
+                    out,
+                    "in {steps} steps the transformer ran {prompted} times with the prompt, {unprompted} without"
+                )?;
+            }
             if let Some(stages) = stages {
                 writeln!(out, "{}", show::table(&stages))?;
             }

@@ -2,7 +2,7 @@
 
 use ndarray::ArrayD;
 
-use super::{Pipeline, PipelineError, Tiles};
+use super::{Pipeline, PipelineError, Shortcuts, Tiles};
 use crate::scheduler::Kind;
 
 /// Steps if nothing else is asked for (diffusers' default).
@@ -41,6 +41,8 @@ pub struct Request {
     pub start: Start,
     /// The VAE works in tiles, as after diffusers' `enable_tiling()`.
     pub vae_tiling: bool,
+    /// What steps leave out.
+    pub shortcuts: Shortcuts,
 }
 
 /// What a video starts from.
@@ -100,6 +102,7 @@ impl Pipeline {
             scheduler: self.scheduler.kind()?,
             start: Start::Noise,
             vae_tiling: false,
+            shortcuts: Shortcuts::default(),
         })
     }
 
@@ -118,6 +121,7 @@ impl Pipeline {
         if !request.guidance.is_finite() || request.guidance < 0.0 {
             return wrong("guidance", "a number that is not negative".into(), request.guidance.to_string());
         }
+        request.shortcuts.check()?;
         let fixed = self.bundle().manifest().shapes;
         let sizes = [
             ("frames", fixed.frames, request.frames),

@@ -5,7 +5,8 @@ use std::io::{BufWriter, Read as _, Seek as _, SeekFrom, Write as _};
 
 use ndarray::{ArrayD, IxDyn};
 
-use super::{PipelineError, Walk};
+use super::shortcuts::Memory;
+use super::{PipelineError, Runs, Walk};
 use crate::rng::TorchGenerator;
 use crate::scheduler::Sampler;
 
@@ -29,6 +30,9 @@ pub(super) struct KeptWalk {
     latents: Kept,
     previous: Option<Kept>,
     image_latents: Option<Kept>,
+    difference: Option<(usize, Kept)>,
+    clean: Vec<(i64, Kept)>,
+    runs: Runs,
 }
 
 impl KeptWalk {
@@ -65,25 +69,40 @@ impl Spool {
     }
 
     pub fn keep_walk(&mut self, walk: Walk) -> Result<KeptWalk, PipelineError> {
-        let Walk { mut sampler, generator, latents, image_latents } = walk;
+        let Walk { mut sampler, generator, latents, image_latents, memory: Memory { difference, clean }, runs } = walk;
         let previous = sampler.take_previous();
         let previous = (!previous.is_empty()).then(|| ArrayD::from_shape_vec(latents.raw_dim(), previous));
         Ok(KeptWalk {
             latents: self.keep(&latents)?,
             previous: previous.map(|p| self.keep(&p.expect("one of each latent"))).transpose()?,
             image_latents: image_latents.map(|image| self.keep(&image)).transpose()?,
+            difference: difference
+                .map(|(step, array)| Ok::<_, PipelineError>((step, self.keep(&array)?)))
+                .transpose()?,
+            clean: clean
+                .into_iter()
+                .map(|(timestep, array)| Ok((timestep, self.keep(&array)?)))
+                .collect::<Result<_, PipelineError>>()?,
             sampler,
             generator,
+            runs,
         })
     }
 
     pub fn take_walk(&mut self, kept: KeptWalk) -> Result<Walk, PipelineError> {
-        let KeptWalk { mut sampler, generator, latents, previous, image_latents } = kept;
+        let KeptWalk { mut sampler, generator, latents, previous, image_latents, difference, clean, runs } = kept;
         if let Some(previous) = previous {
             let done = sampler.next_step();
             sampler.go_on(done, self.take(&previous)?.into_raw_vec_and_offset().0)?;
         }
         let image_latents = image_latents.map(|image| self.take(&image)).transpose()?;
-        Ok(Walk { sampler, generator, latents: self.take(&latents)?, image_latents })
+        let difference =
+            difference.map(|(step, kept)| Ok::<_, PipelineError>((step, self.take(&kept)?))).transpose()?;
+        let clean = clean
+            .into_iter()
+            .map(|(timestep, kept)| Ok((timestep, self.take(&kept)?)))
+            .collect::<Result<_, PipelineError>>()?;
+        let memory = Memory { difference, clean };
+        Ok(Walk { sampler, generator, latents: self.take(&latents)?, image_latents, memory, runs })
     }
 }

@@ -2,8 +2,10 @@
 //!
 //! A safetensors file with the tensors `latents`, `previous` (DPM's clean estimate of the step before), `image_latents` (of
 //! image-to-video models), each F32 `[1, frames, channels, height, width]`, and `generator` (I64 `[624]`, the Mersenne Twister's
-//! words). `__metadata__` has `format` (`cogvx-run`), `version`, what the run is known by (see [`RunId`]), `done` (steps),
-//! `generator_next`, `generator_spare` (bits, or nothing), and `blake3`, the hash of all the rest.
+//! words). Where steps leave work out ([`Shortcuts`](super::Shortcuts)) also `difference`, `clean.0` and `clean.1`, what
+//! later steps make use of. `__metadata__` has `format` (`cogvx-run`), `version`, what the run is known by (see [`RunId`]), `done`
+//! (steps), `generator_next`, `generator_spare` (bits, or nothing), the step `difference` is of and the timesteps `clean.0` and
+//! `clean.1` are of, and `blake3`, the hash of all the rest.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -14,7 +16,8 @@ use cogvx_graphs::weights::{Tensor, WeightsError};
 use cogvx_graphs::{DType, Weights};
 use ndarray::{ArrayD, IxDyn};
 
-use super::{Pipeline, PipelineError, Request, Start, Walk};
+use super::shortcuts::Memory;
+use super::{Pipeline, PipelineError, Request, Runs, Start, Walk};
 use crate::pending;
 use crate::rng::{GeneratorState, TorchGenerator};
 use crate::scheduler::{Kind, Sampler};
@@ -22,7 +25,11 @@ use crate::scheduler::{Kind, Sampler};
 /// Value of `format`.
 const FORMAT: &str = "cogvx-run";
 /// Value of `version`.
-const VERSION: &str = "1";
+const VERSION: &str = "2";
+/// The tensor of what the prompt changed, and the key of the step it is of.
+const DIFFERENCE: &str = "difference";
+/// The tensors of the last clean estimates, and the keys of their timesteps.
+const CLEAN: [&str; 2] = ["clean.0", "clean.1"];
 /// Words of the generator.
 const WORDS: usize = 624;
 /// Numbers that are turned into bytes at a time.
@@ -58,7 +65,7 @@ pub struct RunId(BTreeMap<String, String>);
 
 impl RunId {
     /// Names of what is in it, as of the options of `cogvx run`.
-    const KEYS: [&str; 12] = [
+    const KEYS: [&str; 15] = [
         "bundle",
         "prompt",
         "negative_prompt",
@@ -71,6 +78,9 @@ impl RunId {
         "width",
         "scheduler",
         "start",
+        "guidance_interval",
+        "guidance_every",
+        "step_cache",
     ];
 }
 
@@ -82,6 +92,7 @@ pub struct RunState {
     latents: ArrayD<f32>,
     previous: Option<ArrayD<f32>>,
     image_latents: Option<ArrayD<f32>>,
+    memory: Memory,
     generator: GeneratorState,
 }
 
@@ -101,6 +112,7 @@ impl Pipeline {
             Start::Image(image) => format!("image {}", hash(image)),
             Start::Video { frames, strength } => format!("video {} of strength {strength}", hash(frames)),
         };
+        let [from, to] = request.shortcuts.guidance_interval;
         let values = [
             bundle,
             request.prompt.clone(),
@@ -114,6 +126,9 @@ impl Pipeline {
             request.width.to_string(),
             scheduler.into(),
             start,
+            format!("{from}:{to}"),
+            request.shortcuts.guidance_every.to_string(),
+            request.shortcuts.step_cache.to_string(),
         ];
         Ok(RunId(RunId::KEYS.map(String::from).into_iter().zip(values).collect()))
     }
@@ -170,6 +185,7 @@ impl Walk {
             latents: self.latents.as_slice().unwrap_or_default(),
             previous: (!previous.is_empty()).then_some(previous),
             image_latents: self.image_latents.as_ref().and_then(|image| image.as_slice()),
+            memory: &self.memory,
             generator: &self.generator.state(),
         };
         parts.write(file.as_file_mut()).map_err(failed)?;
@@ -203,6 +219,7 @@ impl RunState {
             latents: &slice(&self.latents),
             previous: previous.as_deref(),
             image_latents: image.as_deref(),
+            memory: &self.memory,
             generator: &self.generator,
         };
         parts.write(file)
@@ -210,7 +227,7 @@ impl RunState {
 
     /// The walk of the steps of `sampler` that this is the state of.
     fn walk(self, path: &Path, mut sampler: Sampler) -> Result<Walk, StateError> {
-        let Self { done, latents, previous, image_latents, generator, .. } = self;
+        let Self { done, latents, previous, image_latents, memory, generator, .. } = self;
         let steps = sampler.timesteps().len();
         if done > steps {
             return Err(wrong_metadata(path, "done", &format!("at most {steps} steps"), &done.to_string()));
@@ -224,12 +241,22 @@ impl RunState {
         sampler.go_on(done, previous).map_err(PipelineError::from)?;
         let generator = TorchGenerator::from_state(generator);
         let generator = generator.ok_or_else(|| wrong(path, "generator", "a generator's state", "another one"))?;
-        Ok(Walk { sampler, generator, latents, image_latents })
+        // What was remembered is of steps before the next one.
+        let next = sampler.timesteps().get(done).copied();
+        let timesteps: Vec<_> = memory.clean.iter().map(|(timestep, _)| *timestep).chain(next).collect();
+        if let Some(pair) = timesteps.windows(2).find(|pair| pair[0] <= pair[1]) {
+            let expected = format!("a timestep above {}", pair[1]);
+            return Err(wrong_metadata(path, CLEAN[0], &expected, &pair[0].to_string()));
+        }
+        if let Some((step, _)) = memory.difference.as_ref().filter(|(step, _)| *step >= done) {
+            return Err(wrong_metadata(path, DIFFERENCE, &format!("a step before {done}"), &step.to_string()));
+        }
+        Ok(Walk { sampler, generator, latents, image_latents, memory, runs: Runs::default() })
     }
 
     fn read(path: &Path, file: &Weights, head: Head) -> Result<Self, StateError> {
         let Head { id, done, generator_next, generator_spare, metadata } = head;
-        let known = ["generator", "image_latents", "latents", "previous"];
+        let known = ["generator", "image_latents", "latents", "previous", DIFFERENCE, CLEAN[0], CLEAN[1]];
         if let Some(tensor) = file.iter().find(|tensor| !known.contains(&tensor.name.as_str())) {
             return Err(wrong(path, &tensor.name, "no such tensor", "one"));
         }
@@ -248,10 +275,15 @@ impl RunState {
         let shape = file.get("latents").map(|t: &Tensor| t.shape.clone()).unwrap_or_default();
         let previous = of("previous", DType::F32, Some(&shape))?;
         let image_latents = of("image_latents", DType::F32, Some(&shape))?;
+        let remembered = |name: &'static str| of(name, DType::F32, Some(&shape));
+        let (difference, [older, newer]) = (remembered(DIFFERENCE)?, CLEAN.map(remembered));
+        let (older, newer) = (older?, newer?);
         let words = of("generator", DType::I64, Some(&[WORDS]))?.ok_or_else(|| missing("generator"))?;
 
         let mut hasher = begun(&metadata);
-        for bytes in [Some(&latents), previous.as_ref(), image_latents.as_ref(), Some(&words)].into_iter().flatten() {
+        let arrays = [Some(&latents), previous.as_ref(), image_latents.as_ref()];
+        let remembered = [difference.as_ref(), older.as_ref(), newer.as_ref(), Some(&words)];
+        for bytes in arrays.into_iter().chain(remembered).flatten() {
             hasher.update(bytes);
         }
         if metadata.get("blake3") != Some(&hex(&hasher)) {
@@ -265,6 +297,23 @@ impl RunState {
             }
             Ok(ArrayD::from_shape_vec(IxDyn(&shape), numbers).expect("as many numbers as the shape has"))
         };
+        let of_step = |name: &'static str| -> Result<i64, StateError> {
+            let found = metadata.get(name).map_or("none", String::as_str);
+            found.parse().map_err(|_| wrong_metadata(path, name, "a whole number", &format!("`{}`", shown(found))))
+        };
+        let difference = difference.map(|bytes| {
+            let step = of_step(DIFFERENCE)?;
+            let step =
+                usize::try_from(step).map_err(|_| wrong_metadata(path, DIFFERENCE, "a step", &step.to_string()))?;
+            Ok::<_, StateError>((step, numbers(DIFFERENCE, bytes)?))
+        });
+        let mut clean = vec![];
+        for (name, bytes) in CLEAN.into_iter().zip([older, newer]) {
+            if let Some(bytes) = bytes {
+                clean.push((of_step(name)?, numbers(name, bytes)?));
+            }
+        }
+        let memory = Memory { difference: difference.transpose()?, clean };
         let words = words.as_chunks().0.iter().map(|eight| u32::try_from(u64::from_le_bytes(*eight)));
         let words = words.collect::<Result<_, _>>();
         let words = words.map_err(|_| wrong(path, "generator", "words of 32 bits", "a larger number"))?;
@@ -278,6 +327,7 @@ impl RunState {
             latents: numbers("latents", latents)?,
             previous: previous.map(|bytes| numbers("previous", bytes)).transpose()?,
             image_latents: image_latents.map(|bytes| numbers("image_latents", bytes)).transpose()?,
+            memory,
             generator,
         })
     }
@@ -332,6 +382,7 @@ struct Parts<'a> {
     latents: &'a [f32],
     previous: Option<&'a [f32]>,
     image_latents: Option<&'a [f32]>,
+    memory: &'a Memory,
     generator: &'a GeneratorState,
 }
 
@@ -339,10 +390,17 @@ impl Parts<'_> {
     fn write(&self, file: &mut impl Write) -> io::Result<()> {
         let GeneratorState { words, next, spare } = self.generator;
         let words: Vec<u8> = words.iter().flat_map(|&word| u64::from(word).to_le_bytes()).collect();
-        let arrays =
-            [("latents", Some(self.latents)), ("previous", self.previous), ("image_latents", self.image_latents)];
-        let arrays: Vec<_> = arrays.into_iter().filter_map(|(name, array)| Some((name, array?))).collect();
         let mut metadata = self.id.0.clone();
+        let Memory { difference, clean } = self.memory;
+        let difference = difference.as_ref().map(|(step, array)| (DIFFERENCE, step.to_string(), array));
+        let clean = CLEAN.into_iter().zip(clean).map(|(name, (timestep, array))| (name, timestep.to_string(), array));
+        let mut arrays =
+            vec![("latents", Some(self.latents)), ("previous", self.previous), ("image_latents", self.image_latents)];
+        for (name, of, array) in difference.into_iter().chain(clean) {
+            metadata.insert(name.into(), of);
+            arrays.push((name, array.as_slice()));
+        }
+        let arrays: Vec<_> = arrays.into_iter().filter_map(|(name, array)| Some((name, array?))).collect();
         let spare = spare.map(|bits| bits.to_string()).unwrap_or_default();
         for (key, value) in [
             ("format", FORMAT.to_string()),

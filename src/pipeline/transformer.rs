@@ -1,7 +1,7 @@
 //! The transformer, loaded: predictions from latents, text and timestep.
 
 use cogvx_graphs::config::DitConfig;
-use ndarray::{Array2, ArrayD, arr1};
+use ndarray::{Array2, ArrayD, ArrayViewD, arr1};
 
 use super::PipelineError;
 use crate::positions::{RotaryGrid, rotary_3d, sincos_3d};
@@ -51,7 +51,7 @@ impl<'a> Transformer<'a> {
         text: &ArrayD<f32>,
         timestep: i64,
     ) -> Result<ArrayD<f32>, PipelineError> {
-        Ok(self.run(latents, text, timestep)?.array(SAMPLE)?)
+        Ok(self.run(&latents.view(), &text.view(), timestep)?.array(SAMPLE)?)
     }
 
     /// How long ONNX Runtime has run the graph, all predictions together.
@@ -64,8 +64,8 @@ impl<'a> Transformer<'a> {
     #[allow(clippy::cast_precision_loss)] // Timesteps are below 2^24.
     pub(super) fn run(
         &mut self,
-        latents: &ArrayD<f32>,
-        text: &ArrayD<f32>,
+        latents: &ArrayViewD<'_, f32>,
+        text: &ArrayViewD<'_, f32>,
         timestep: i64,
     ) -> Result<Outputs, PipelineError> {
         let grid = self.grid(latents)?;
@@ -101,7 +101,7 @@ impl<'a> Transformer<'a> {
     }
 
     /// Patches `[frames, rows, columns]` of latents.
-    fn grid(&self, latents: &ArrayD<f32>) -> Result<[usize; 3], PipelineError> {
+    fn grid(&self, latents: &ArrayViewD<'_, f32>) -> Result<[usize; 3], PipelineError> {
         let (p, pt) = (self.config.patch_size, self.config.patch_size_t.unwrap_or(1));
         let wrong = || PipelineError::Shape {
             name: "hidden_states".into(),
@@ -149,7 +149,7 @@ fn rows(values: &[f32], width: usize) -> ArrayD<f32> {
     Array2::from_shape_fn((values.len() / width, width), |(row, i)| values[row * width + i]).into_dyn()
 }
 
-fn wrong_text(text: &ArrayD<f32>, batch: usize, width: usize) -> PipelineError {
+fn wrong_text(text: &ArrayViewD<'_, f32>, batch: usize, width: usize) -> PipelineError {
     let (name, expected) = ("encoder_hidden_states".into(), format!("[{batch}, tokens, {width}]"));
     PipelineError::Shape { name, expected, found: text.shape().to_vec() }
 }

@@ -2,10 +2,11 @@
 
 use ndarray::{ArrayD, Axis, IxDyn, Slice};
 
+use super::shortcuts::{Memory, Way};
 use super::transformer::SAMPLE;
-use super::{LatentShape, Observer, Pipeline, PipelineError, Request, Started, Transformer, finite};
+use super::{LatentShape, Observer, Pipeline, PipelineError, Request, Runs, Started, Transformer, finite};
 use crate::rng::TorchGenerator;
-use crate::scheduler::{Sampler, guidance_scale, guide_into};
+use crate::scheduler::{Sampler, guidance_scale, guide_by, guide_into};
 
 const CHANNELS: Axis = Axis(2);
 
@@ -18,12 +19,15 @@ pub struct Walk {
     pub(super) latents: ArrayD<f32>,
     /// What stands on the channels after the latents in every step.
     pub(super) image_latents: Option<ArrayD<f32>>,
+    /// For [`Shortcuts`](super::Shortcuts).
+    pub(super) memory: Memory,
+    pub(super) runs: Runs,
 }
 
 impl Walk {
     pub(crate) fn new(sampler: Sampler, generator: TorchGenerator, started: Started) -> Self {
         let Started { latents, image_latents, .. } = started;
-        Self { sampler, generator, latents, image_latents }
+        Self { sampler, generator, latents, image_latents, memory: Memory::default(), runs: Runs::default() }
     }
 
     /// Steps done.
@@ -44,6 +48,12 @@ impl Walk {
         self.done() == self.steps()
     }
 
+    /// How often the transformer ran in the steps that were taken in this process.
+    #[must_use]
+    pub fn runs(&self) -> Runs {
+        self.runs
+    }
+
     /// The latents now, `[1, frames, channels, height, width]`.
     #[must_use]
     pub fn latents(&self) -> &ArrayD<f32> {
@@ -55,6 +65,47 @@ impl Walk {
         let mut latents = self.latents;
         latents.slice_axis_inplace(Axis(1), Slice::from(padding..));
         latents
+    }
+
+    /// Room for what the transformer reads, with what stands on the channels after the latents.
+    fn input(&self, guided: bool) -> ArrayD<f32> {
+        let mut shape = self.latents.shape().to_vec();
+        let own = shape[2];
+        shape[0] = if guided { 2 } else { 1 };
+        shape[2] += self.image_latents.as_ref().map_or(0, |image| image.len_of(CHANNELS));
+        let mut input = ArrayD::zeros(IxDyn(&shape));
+        if let Some(image) = &self.image_latents {
+            for mut sample in input.axis_chunks_iter_mut(Axis(0), 1) {
+                sample.slice_axis_mut(CHANNELS, Slice::from(own..)).assign(image);
+            }
+        }
+        input
+    }
+
+    /// The guided prediction from what the transformer gave, with the prompt and, before that, perhaps without.
+    fn guide(&mut self, request: &Request, step: usize, output: &[f32], scale: f64, guided: &mut Vec<f32>) {
+        if output.len() == self.latents.len() {
+            return guide_by(guided, output, self.memory.difference(), scale);
+        }
+        let (uncond, text) = output.split_at(output.len() / 2);
+        if request.shortcuts.guidance_every > 1 {
+            self.memory.remember_difference(step, [uncond, text], self.latents.shape());
+        }
+        guide_into(guided, uncond, text, scale);
+    }
+
+    /// Take a step with a prediction that was made for it.
+    fn take(&mut self, request: &Request, step: usize, prediction: &[f32]) -> Result<(), PipelineError> {
+        if request.shortcuts.step_cache > 0.0 {
+            let clean = self.memory.next(self.sampler.timesteps()[step], self.latents.shape());
+            self.sampler.clean(step, self.latents.as_slice().unwrap_or_default(), prediction, clean);
+        }
+        self.advance(step, prediction)
+    }
+
+    fn advance(&mut self, step: usize, prediction: &[f32]) -> Result<(), PipelineError> {
+        let latents = self.latents.as_slice_mut().expect("made in standard order");
+        Ok(self.sampler.step(step, prediction, latents, &mut self.generator)?)
     }
 
     /// Find that this is a walk of what was planned.
@@ -84,42 +135,43 @@ impl Transformer<'_> {
         walk: &mut Walk,
         observer: &mut dyn Observer,
     ) -> Result<(), PipelineError> {
-        let guided = request.is_guided();
-        let (steps, own) = (walk.steps(), walk.latents.len_of(CHANNELS));
-        let mut shape = walk.latents.shape().to_vec();
-        shape[0] = if guided { 2 } else { 1 };
-        shape[2] += walk.image_latents.as_ref().map_or(0, |image| image.len_of(CHANNELS));
-        let mut input = ArrayD::zeros(IxDyn(&shape));
-        if let Some(image) = &walk.image_latents {
-            for mut sample in input.axis_chunks_iter_mut(Axis(0), 1) {
-                sample.slice_axis_mut(CHANNELS, Slice::from(own..)).assign(image);
-            }
-        }
-        let mut guided_output = vec![];
+        let (guided, steps) = (request.is_guided(), walk.steps());
+        let mut input = walk.input(guided);
+        let mut made = vec![];
         while !walk.is_done() {
             let step = walk.done();
             let timestep = walk.sampler.timesteps()[step];
-            for mut sample in input.axis_chunks_iter_mut(Axis(0), 1) {
-                sample.slice_axis_mut(CHANNELS, Slice::from(..own)).assign(&walk.latents);
-            }
-            let outputs = self.run(&input, text, timestep)?;
-            observer.ran("transformer", step, steps, &outputs);
-            let prediction = outputs.view(SAMPLE)?;
-            let prediction = prediction.as_slice().unwrap_or_default();
-            let latents = walk.latents.as_slice_mut().expect("made in standard order");
-            let prediction = if guided {
-                let (uncond, text) = prediction.split_at(prediction.len() / 2);
-                let scale = guidance_scale(timestep, request.guidance, request.dynamic_cfg, steps);
-                guide_into(&mut guided_output, uncond, text, scale);
-                &guided_output
+            let way = walk.memory.way(&request.shortcuts, guided, step, walk.sampler.timesteps());
+            if way == Way::Forecast {
+                walk.memory.forecast(timestep, &mut made);
+                walk.sampler.output_of(step, walk.latents.as_slice().unwrap_or_default(), &mut made);
+                walk.advance(step, &made)?;
             } else {
-                prediction
-            };
-            walk.sampler.step(step, prediction, latents, &mut walk.generator)?;
+                for mut sample in input.axis_chunks_iter_mut(Axis(0), 1) {
+                    let own = walk.latents.len_of(CHANNELS);
+                    sample.slice_axis_mut(CHANNELS, Slice::from(..own)).assign(&walk.latents);
+                }
+                // The prompt comes last.
+                let used = if way == Way::Both { Slice::from(..) } else { Slice::from(-1..) };
+                let outputs = self.run(&input.slice_axis(Axis(0), used), &text.slice_axis(Axis(0), used), timestep)?;
+                observer.ran("transformer", step, steps, &outputs);
+                walk.runs.prompted += 1;
+                walk.runs.unprompted += usize::from(way == Way::Both);
+                let output = outputs.view(SAMPLE)?;
+                let output = output.as_slice().unwrap_or_default();
+                if way == Way::Alone {
+                    walk.take(request, step, output)?;
+                } else {
+                    let scale = guidance_scale(timestep, request.guidance, request.dynamic_cfg, steps);
+                    walk.guide(request, step, output, scale, &mut made);
+                    walk.take(request, step, &made)?;
+                }
+            }
             finite(&walk.latents, "transformer")?;
             observer.step(step + 1, steps, &walk.latents);
             observer.walked(walk);
         }
+        walk.memory = Memory::default();
         Ok(())
     }
 }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use crate::pipeline::Stage;
+use crate::pipeline::{Runs, Stage};
 use crate::stats::{Memory, Stats};
 
 /// What a bundle takes.
@@ -18,6 +18,8 @@ pub struct Cost {
     /// Median seconds of a denoising step, the first one of a video aside, which waits for the transformer to load; absent where
     /// there was only one.
     pub step_seconds: Option<f64>,
+    /// How often the transformer ran for a video, with and without the prompt; the mean of all.
+    pub transformer_runs: f64,
     /// Each stage.
     pub stages: Vec<StageCost>,
 }
@@ -39,6 +41,7 @@ pub(super) struct CostMeter {
     stats: Option<Stats>,
     mark: Option<Instant>,
     steps: Vec<f64>,
+    runs: Vec<Runs>,
     stages: Vec<(Stage, Vec<f64>, Option<Memory>)>,
 }
 
@@ -62,6 +65,11 @@ impl CostMeter {
         if let Some(stats) = &mut self.stats {
             stats.count(1);
         }
+    }
+
+    /// All steps of a video are done.
+    pub fn ran(&mut self, runs: Runs) {
+        self.runs.push(runs);
     }
 
     /// The next step begins.
@@ -98,7 +106,11 @@ impl CostMeter {
     pub fn finish(self, components: BTreeMap<String, u64>) -> Cost {
         let stage =
             |(stage, seconds, memory)| StageCost { stage, seconds: median(seconds).unwrap_or_default(), memory };
+        #[expect(clippy::cast_precision_loss, reason = "numbers of steps")]
+        let mean = |sum: usize, n: usize| sum as f64 / n.max(1) as f64;
+        let all = self.runs.iter().map(|runs| runs.prompted + runs.unprompted).sum();
         Cost {
+            transformer_runs: mean(all, self.runs.len()),
             bytes: components.values().sum(),
             components,
             step_seconds: median(self.steps),

@@ -94,6 +94,11 @@ impl Quality {
             rows.push(row(format!("  {name}"), &|cost| cost.components.get(name).copied().map(float), bytes));
         }
         rows.push(row("a step".into(), &|cost| cost.step_seconds, |seconds| format!("{seconds:.4} s")));
+        let all_steps = |cost: &Cost| Some(cost.stages.iter().find(|s| s.stage == Stage::Denoise)?.seconds);
+        rows.push(row("all steps".into(), &all_steps, |seconds| format!("{seconds:.3} s")));
+        rows.push(row("runs of the transformer".into(), &|cost| Some(cost.transformer_runs), |runs| {
+            format!("{runs:.1}")
+        }));
         for stage in theirs.stages.iter().map(|stage| stage.stage) {
             let peak = |cost: &Cost| cost.stages.iter().find(|s| s.stage == stage)?.memory.map(|m| float(m.total));
             rows.push(row(format!("peak memory, {}", component(stage)), &peak, bytes));

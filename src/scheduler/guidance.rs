@@ -32,3 +32,11 @@ pub fn guide_into(guided: &mut Vec<f32>, uncond: &[f32], text: &[f32], scale: f6
     guided.clear();
     guided.extend(uncond.iter().zip(text).map(|(&u, &t)| u + scale * (t - u)));
 }
+
+/// The same from what the prompt changes, `text - uncond`: `text + (scale - 1) * difference`.
+#[expect(clippy::cast_possible_truncation, reason = "torch applies the scale in the tensor's precision")]
+pub fn guide_by(guided: &mut Vec<f32>, text: &[f32], difference: &[f32], scale: f64) {
+    let rest = (scale - 1.0) as f32;
+    guided.clear();
+    guided.extend(text.iter().zip(difference).map(|(&t, &d)| t + rest * d));
+}

@@ -63,9 +63,9 @@ fn damaged_and_foreign_states_are_refused() {
         ),
         resumed(
             "a state of another version",
-            |s| metadata(s, "version", "2"),
+            |s| metadata(s, "version", "1"),
             "`STATE`: expected the state of a run as `cogvx run --save-state` writes it: `__metadata__` `version` of \
-             `1`, found `2`",
+             `2`, found `1`",
         ),
         resumed(
             "a state of another prompt",
@@ -116,6 +116,11 @@ fn damaged_and_foreign_states_are_refused() {
                 s.header(STATE, |h| (h["generator"]["dtype"], h["generator"]["shape"]) = (json!("F32"), json!([1248])));
             },
             "`STATE`: `generator`: expected i64 [624], found f32 [1248]",
+        ),
+        resumed(
+            "a state of a run with other shortcuts",
+            |s| metadata(s, "step_cache", "0.1"),
+            "`STATE`: expected the state of a run whose step-cache is `0`, found `0.1`",
         ),
         refused(
             "a state where one is",

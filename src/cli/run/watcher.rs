@@ -9,7 +9,7 @@ use ndarray::ArrayD;
 
 use super::saver::Saver;
 use crate::cli::progress::{Progress, say};
-use crate::pipeline::{Observer, Pipeline, PipelineError, Request, Stage, Walk};
+use crate::pipeline::{Observer, Pipeline, PipelineError, Request, Runs, Shortcuts, Stage, Walk};
 use crate::runtime::Outputs;
 use crate::stats::Stats;
 use crate::video::{FrameSink, VideoError, open_sink, to_rgb8};
@@ -24,6 +24,8 @@ pub(super) struct Planned {
     pub steps: usize,
     pub saver: Option<Saver>,
     pub written: usize,
+    /// How often the transformer ran, where steps leave out some of it.
+    pub runs: Option<Runs>,
 }
 
 impl Planned {
@@ -31,8 +33,9 @@ impl Planned {
     pub fn new(output: &Path, fps: f64, pipeline: &Pipeline, request: &Request) -> Result<Self, VideoError> {
         let Request { frames, height, width, steps, .. } = *request;
         let frames = pipeline.decoded_frames(frames);
-        let planned =
-            Self { output: output.into(), fps, size: [frames, height, width], steps, saver: None, written: 0 };
+        let runs = (request.shortcuts != Shortcuts::default()).then(Runs::default);
+        let size = [frames, height, width];
+        let planned = Self { output: output.into(), fps, size, steps, saver: None, written: 0, runs };
         // What can be refused without frames is refused before the work.
         planned.open().map(drop)?;
         Ok(planned)
@@ -174,8 +177,12 @@ impl Observer for Watcher<'_> {
 
     fn walked(&mut self, walk: &Walk) {
         let mut videos = self.videos.borrow_mut();
-        if let Some(saver) = videos.get_mut(self.video).and_then(|v| v.as_mut()?.saver.as_mut()) {
+        let Some(video) = videos.get_mut(self.video).and_then(Option::as_mut) else { return };
+        if let Some(saver) = &mut video.saver {
             saver.save(walk);
+        }
+        if let Some(runs) = &mut video.runs {
+            *runs = walk.runs();
         }
     }
 

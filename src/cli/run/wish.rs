@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use serde_json::Value;
 
+use crate::cli::shortcuts::{Shortcuts, interval};
 use crate::picture;
 use crate::pipeline::{Pipeline, Request, Start};
 use crate::scheduler::Kind;
@@ -59,6 +60,8 @@ pub(super) struct Wish {
     /// Decode the video, and encode what it starts from, in tiles as diffusers' `enable_tiling()`: less memory, more time
     #[arg(long)]
     pub vae_tiling: bool,
+    #[command(flatten)]
+    pub shortcuts: Shortcuts,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -69,7 +72,7 @@ pub(super) enum Sampler {
 
 impl Wish {
     /// Names of the fields of a line: those of the options, as Python writes them.
-    pub const FIELDS: [&str; 15] = [
+    pub const FIELDS: [&str; 18] = [
         "prompt",
         "negative_prompt",
         "seed",
@@ -85,6 +88,9 @@ impl Wish {
         "scheduler",
         "fps",
         "vae_tiling",
+        "guidance_interval",
+        "guidance_every",
+        "step_cache",
     ];
 
     /// Give a field of [`Wish::FIELDS`] its value.
@@ -111,6 +117,13 @@ impl Wish {
             }
             "fps" => self.fps = number(value)?,
             "vae_tiling" => self.vae_tiling = truth(value)?,
+            "guidance_interval" => {
+                let expected = "a text such as \"0:0.8\"";
+                let found = interval(value.as_str().unwrap_or_default()).map_err(|_| expected)?;
+                self.shortcuts.guidance_interval = Some(found);
+            }
+            "guidance_every" => self.shortcuts.guidance_every = Some(count(value)?),
+            "step_cache" => self.shortcuts.step_cache = Some(number(value)?),
             _ => unreachable!("one of `FIELDS`"),
         }
         Ok(())
@@ -125,6 +138,7 @@ impl Wish {
         request.guidance = self.guidance;
         request.dynamic_cfg = self.dynamic_cfg;
         request.vae_tiling = self.vae_tiling;
+        request.shortcuts = self.shortcuts.asked();
         request.frames = self.frames.unwrap_or(request.frames);
         request.height = self.height.unwrap_or(request.height);
         request.width = self.width.unwrap_or(request.width);
