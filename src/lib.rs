@@ -11,6 +11,7 @@ mod pending;
 pub mod picture;
 pub mod pipeline;
 pub mod positions;
+pub mod preflight;
 pub mod quality;
 pub mod rng;
 pub mod runtime;

@@ -219,6 +219,17 @@ pub fn compare(
     })
 }
 
+/// Make a video and tell what is broken about it, whatever it should show.
+///
+/// # Errors
+/// As [`compare`].
+pub fn faults(pipeline: &Pipeline, request: &Request) -> Result<Vec<Fault>, QualityError> {
+    struct Quiet;
+    impl Watch for Quiet {}
+    let mut take = |_: Event<'_>, _: &mut dyn Watch| Ok(());
+    Ok(run(pipeline, request, false, &mut CostMeter::default(), &mut Quiet, &mut take)?.faults)
+}
+
 /// Whether both can make the video, of latents of the same shape.
 fn check(judged: &Pipeline, reference: &Pipeline, request: &Request) -> Result<(), QualityError> {
     let [ours, theirs] = [judged, reference].map(|pipeline| pipeline.check(request));

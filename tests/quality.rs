@@ -3,13 +3,13 @@
 mod common;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use cogvx::export::ExportOptions;
 use cogvx_calibration::plan::Scheme;
 use serde_json::Value;
 
-use common::{bundle_of, cogvx, edited, fixture, floats, fresh_folder, root, said};
+use common::{bundle_of, cogvx, fixture, fresh_folder, root, said, spoilt};
 
 /// What `cogvx quality --json` says, and its exit code.
 fn judged(bundle: &Path, against: &Path, arguments: &[&str]) -> (i32, Value) {
@@ -30,28 +30,6 @@ fn told(bundle: &Path, against: &Path, arguments: &[&str]) -> (Option<i32>, Stri
 
 fn number(value: &Value) -> f64 {
     value.as_f64().unwrap_or_else(|| panic!("expected a number, found {value}"))
-}
-
-/// A copy of a fixture in which `edit` has changed the numbers of some tensors of a weight file.
-fn spoilt(fixture_name: &str, to: &Path, file: &str, edit: impl Fn(&str, f32) -> f32) -> PathBuf {
-    let from = fixture(fixture_name);
-    let mut folders = vec![from.clone()];
-    while let Some(folder) = folders.pop() {
-        for path in common::entries(&folder) {
-            let target = to.join(path.strip_prefix(&from).expect("below the fixture"));
-            if path.is_dir() {
-                fs::create_dir_all(&target).expect("a folder");
-                folders.push(path);
-            } else if !target.exists() {
-                fs::create_dir_all(target.parent().expect("a folder")).expect("a folder");
-                fs::copy(&path, &target).expect("a copy");
-            }
-        }
-    }
-    let target = to.join(file);
-    fs::remove_file(&target).expect("a copy");
-    edited(&from.join(file), &target, |name, bytes| Some(floats(bytes, |x| edit(name, x))));
-    to.into()
 }
 
 const SHORT: [&str; 6] = ["--samples", "2", "--steps", "2", "--frames", "9"];

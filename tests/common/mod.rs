@@ -121,6 +121,28 @@ pub fn floats(bytes: &[u8], change: impl Fn(f32) -> f32) -> Vec<u8> {
     numbers.iter().flat_map(|&b| change(f32::from_le_bytes(b)).to_le_bytes()).collect()
 }
 
+/// A copy of a fixture in which `edit` has changed the numbers of some tensors of a weight file.
+pub fn spoilt(fixture_name: &str, to: &Path, file: &str, edit: impl Fn(&str, f32) -> f32) -> PathBuf {
+    let from = fixture(fixture_name);
+    let mut folders = vec![from.clone()];
+    while let Some(folder) = folders.pop() {
+        for path in entries(&folder) {
+            let target = to.join(path.strip_prefix(&from).expect("below the fixture"));
+            if path.is_dir() {
+                fs::create_dir_all(&target).expect("a folder");
+                folders.push(path);
+            } else if !target.exists() {
+                fs::create_dir_all(target.parent().expect("a folder")).expect("a folder");
+                fs::copy(&path, &target).expect("a copy");
+            }
+        }
+    }
+    let target = to.join(file);
+    fs::remove_file(&target).expect("a copy");
+    edited(&from.join(file), &target, |name, bytes| Some(floats(bytes, |x| edit(name, x))));
+    to.into()
+}
+
 /// The real binary, without a terminal.
 pub fn cogvx() -> Command {
     program(env!("CARGO_BIN_EXE_cogvx"))
