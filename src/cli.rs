@@ -4,6 +4,7 @@ mod aside;
 mod bench;
 mod calibrate;
 mod export;
+mod gpu;
 mod interrupt;
 mod layers;
 mod loras;
@@ -26,12 +27,12 @@ use clap::builder::RangedU64ValueParser;
 use clap::{Parser, Subcommand};
 
 use aside::Aside;
+use gpu::Gpu;
 
 use crate::bundle::Bundle;
 use crate::export::{ExportOptions, Report};
 use crate::pending;
 use crate::pipeline::{self, Pipeline};
-use crate::runtime::Runtime;
 
 /// CogVideoX checkpoints to ONNX engines, and prompts to videos, without Python or PyTorch.
 #[derive(Parser)]
@@ -133,22 +134,23 @@ fn threads() -> RangedU64ValueParser<usize> {
 }
 
 /// Open the bundle or checkpoint at `path` for running with `threads` threads; Ctrl-C ends the run under way.
-fn open(path: &Path, threads: usize) -> anyhow::Result<Opened> {
+fn open(path: &Path, threads: usize, gpu: &Gpu) -> anyhow::Result<Opened> {
     let is_checkpoint = !pipeline::is_bundle(path) && path.join("model_index.json").exists();
     if is_checkpoint {
-        return Ok(open_with(path, threads, ExportOptions::default())?.0);
+        let (folder, _) = export_aside(path, ExportOptions::default())?;
+        return start(Bundle::open(&folder.bundle())?, Some(folder), threads, gpu);
     }
-    start(Bundle::open(path)?, None, threads)
+    start(Bundle::open(path)?, None, threads, gpu)
 }
 
 /// Export the checkpoint at `path` with `options` for the occasion, and open it.
 fn open_with(path: &Path, threads: usize, options: ExportOptions) -> anyhow::Result<(Opened, Report)> {
     let (folder, report) = export_aside(path, options)?;
-    Ok((start(Bundle::open(&folder.bundle())?, Some(folder), threads)?, report))
+    Ok((start(Bundle::open(&folder.bundle())?, Some(folder), threads, &Gpu::default())?, report))
 }
 
-fn start(bundle: Bundle, exported: Option<Aside>, threads: usize) -> anyhow::Result<Opened> {
-    let runtime = Runtime::start(pipeline::device(&bundle.manifest().target), threads)?;
+fn start(bundle: Bundle, exported: Option<Aside>, threads: usize, gpu: &Gpu) -> anyhow::Result<Opened> {
+    let runtime = gpu.start(bundle.manifest(), threads)?;
     interrupt::ends(runtime.interrupt());
     Ok(Opened { pipeline: Pipeline::open(bundle, runtime)?, _exported: exported })
 }

@@ -4,6 +4,7 @@
 
 mod batch;
 mod request;
+mod resident;
 mod spool;
 mod start;
 mod state;
@@ -20,7 +21,7 @@ use ndarray::{Array2, ArrayD, Axis, IxDyn};
 
 use crate::bundle::{Bundle, BundleError, MANIFEST};
 use crate::positions::PositionsError;
-use crate::runtime::{Device, Input, Layout, Outputs, Runtime, RuntimeError, Session};
+use crate::runtime::{Device, Input, Layout, Outputs, Runtime, RuntimeError, Session, Traits};
 use crate::scheduler::{SchedulerConfig, SchedulerError};
 use crate::tokenizer::{Tokenizer, TokenizerError};
 
@@ -35,6 +36,8 @@ pub use walk::Walk;
 
 /// The text encoder's name in bundles.
 const TEXT_ENCODER: &str = "text_encoder";
+/// The transformer's.
+const TRANSFORMER: &str = "transformer";
 
 /// Why a bundle did not become a video.
 #[derive(Debug, thiserror::Error)]
@@ -88,8 +91,26 @@ pub enum Stage {
     Decode,
 }
 
+/// What an observer looks into while the transformer removes noise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reads {
+    /// Nothing.
+    Nothing,
+    /// The latents and the walk after each step.
+    Steps,
+    /// The outputs of the graph, too.
+    Outputs,
+}
+
 /// Looks on while a video is made, and takes its frames.
 pub trait Observer {
+    /// What of the denoising it looks into. Where that is less than all and latents stay on a device, they come down only for
+    /// those who look: [`Observer::ran`] is not told of the transformer, the latents of [`Observer::step`] are those before the
+    /// first step, and [`Observer::walked`] is not told unless steps are read.
+    fn reads(&self) -> Reads {
+        Reads::Outputs
+    }
+
     /// A stage begins.
     fn stage(&mut self, _stage: Stage) {}
 
@@ -134,6 +155,8 @@ pub trait Observer {
 pub struct Pipeline {
     bundle: Bundle,
     runtime: Runtime,
+    /// Whether latents stay on the device while noise is removed.
+    resident: bool,
     tokenizer: Tokenizer,
     /// The transformer's configuration.
     pub dit: DitConfig,
@@ -168,6 +191,8 @@ impl Pipeline {
             scheduler: SchedulerConfig::open(&bundle.path("scheduler/scheduler_config.json"))?,
             tokenizer: Tokenizer::open(&bundle.path("tokenizer"))?,
             bundle,
+            // On the processor there is nothing to save: what stays is where it would go.
+            resident: runtime.device() != Device::Cpu,
             runtime,
         })
     }
@@ -176,6 +201,20 @@ impl Pipeline {
     #[must_use]
     pub fn bundle(&self) -> &Bundle {
         &self.bundle
+    }
+
+    /// Choose whether latents stay on the device while noise is removed, with guidance and the sampler's arithmetic as a graph
+    /// there; otherwise they come back after each prediction. They do on GPUs unless said otherwise. On the processor both give
+    /// the same bits.
+    #[must_use]
+    pub fn with_resident_latents(self, resident: bool) -> Self {
+        Self { resident, ..self }
+    }
+
+    /// What the graphs run on.
+    #[must_use]
+    pub fn runtime(&self) -> &Runtime {
+        &self.runtime
     }
 
     fn load(&self, component: &'static str, graph: &str) -> Result<Session, PipelineError> {
@@ -193,7 +232,7 @@ impl Pipeline {
             return Err(PipelineError::NoComponent { bundle: self.bundle.dir().into(), component });
         }
         let file = format!("{component}/{graph}");
-        self.bundle.graph(component, &file)?;
+        let model = self.bundle.graph(component, &file)?;
         let manifest = self.bundle.manifest();
         let quantized = match component {
             "vae_decoder" => manifest.vae_quantization.is_some(),
@@ -202,7 +241,9 @@ impl Pipeline {
         };
         let layout = if quantized { Layout::Packed } else { Layout::Mapped };
         let path = self.bundle.path(&file);
-        Ok(if profile { self.runtime.load_profiled(&path, layout)? } else { self.runtime.load(&path, layout)? })
+        let repeats = component == TRANSFORMER && self.resident;
+        let traits = Traits { repeats, ..Traits::of(&model, layout) };
+        Ok(if profile { self.runtime.load_profiled(&path, traits)? } else { self.runtime.load(&path, traits)? })
     }
 
     /// Token ids of texts, `[texts, max_text_seq_length]`.
@@ -251,7 +292,8 @@ impl Pipeline {
     /// # Errors
     /// No transformer in the bundle, or one the runtime refuses.
     pub fn transformer(&self) -> Result<Transformer<'_>, PipelineError> {
-        Ok(Transformer::new(self.load("transformer", "model.onnx")?, &self.dit))
+        let resident = self.resident.then_some(&self.runtime);
+        Ok(Transformer::new(self.load(TRANSFORMER, "model.onnx")?, &self.dit, resident))
     }
 
     /// Load the VAE's decoder.

@@ -55,6 +55,8 @@ pub(super) struct Args {
     /// Threads of ONNX Runtime [default: one a core]
     #[arg(long, default_value_t = 0, hide_default_value = true, value_parser = super::threads())]
     threads: usize,
+    #[command(flatten)]
+    gpu: super::gpu::Gpu,
     /// Tell what each stage took: seconds and peak memory, as a table or as JSON on standard output
     #[arg(long, value_name = "FORM", num_args = 0..=1, require_equals = true, default_missing_value = "table")]
     stats: Option<StatsForm>,
@@ -86,7 +88,7 @@ fn run_one(args: &Args) -> anyhow::Result<Answer> {
     if let Some(path) = state.filter(|path| same_place(path, &args.output)) {
         bail!("`{}`: expected another file than the video's", path.display());
     }
-    let opened = open(&args.bundle, args.threads)?;
+    let opened = open(&args.bundle, args.threads, &args.gpu)?;
     let pipeline = &opened.pipeline;
     let request = args.wish.request(pipeline)?;
     show::warn(pipeline, &request, "")?;

@@ -3,11 +3,11 @@
 use ndarray::{ArrayD, Axis, IxDyn, Slice};
 
 use super::transformer::SAMPLE;
-use super::{LatentShape, Observer, Pipeline, PipelineError, Request, Started, Transformer, finite};
+use super::{LatentShape, Observer, Pipeline, PipelineError, Reads, Request, Started, Transformer, finite};
 use crate::rng::TorchGenerator;
 use crate::scheduler::{Sampler, guidance_scale, guide_into};
 
-const CHANNELS: Axis = Axis(2);
+pub(super) const CHANNELS: Axis = Axis(2);
 
 /// A run between two of its steps: with the bundle and the request, all that the rest of it depends on.
 #[derive(Clone, Debug)]
@@ -74,10 +74,44 @@ impl Pipeline {
     }
 }
 
+/// Room for what the transformer reads in a step: latents, once for each prediction, and the image after them.
+pub(super) fn transformer_input(walk: &Walk, guided: bool) -> ArrayD<f32> {
+    let own = walk.latents.len_of(CHANNELS);
+    let mut shape = walk.latents.shape().to_vec();
+    shape[0] = if guided { 2 } else { 1 };
+    shape[2] += walk.image_latents.as_ref().map_or(0, |image| image.len_of(CHANNELS));
+    let mut input = ArrayD::zeros(IxDyn(&shape));
+    for mut sample in input.axis_chunks_iter_mut(Axis(0), 1) {
+        let (mut latents, mut rest) = sample.view_mut().split_at(CHANNELS, own);
+        latents.assign(&walk.latents);
+        if let Some(image) = &walk.image_latents {
+            rest.assign(image);
+        }
+    }
+    input
+}
+
 impl Transformer<'_> {
+    /// Take the steps that are left: with latents that stay on the device, if that was chosen and the observer does not look into
+    /// the graph's outputs, or else here.
+    pub(crate) fn denoise(
+        &mut self,
+        request: &Request,
+        text: &ArrayD<f32>,
+        walk: &mut Walk,
+        observer: &mut dyn Observer,
+    ) -> Result<(), PipelineError> {
+        match self.resident() {
+            Some(runtime) if observer.reads() != Reads::Outputs => {
+                self.denoise_resident(runtime, request, text, walk, observer)
+            }
+            _ => self.denoise_here(request, text, walk, observer),
+        }
+    }
+
     /// Take the steps that are left. Between two runs of the graph nothing of the latents' size is allocated: memory fetched
     /// anew takes longer than the arithmetic.
-    pub(crate) fn denoise(
+    fn denoise_here(
         &mut self,
         request: &Request,
         text: &ArrayD<f32>,
@@ -86,15 +120,7 @@ impl Transformer<'_> {
     ) -> Result<(), PipelineError> {
         let guided = request.is_guided();
         let (steps, own) = (walk.steps(), walk.latents.len_of(CHANNELS));
-        let mut shape = walk.latents.shape().to_vec();
-        shape[0] = if guided { 2 } else { 1 };
-        shape[2] += walk.image_latents.as_ref().map_or(0, |image| image.len_of(CHANNELS));
-        let mut input = ArrayD::zeros(IxDyn(&shape));
-        if let Some(image) = &walk.image_latents {
-            for mut sample in input.axis_chunks_iter_mut(Axis(0), 1) {
-                sample.slice_axis_mut(CHANNELS, Slice::from(own..)).assign(image);
-            }
-        }
+        let mut input = transformer_input(walk, guided);
         let mut guided_output = vec![];
         while !walk.is_done() {
             let step = walk.done();

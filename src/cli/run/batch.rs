@@ -45,7 +45,7 @@ pub(super) fn run(args: &Args, prompts: &Path) -> anyhow::Result<Answer> {
     if args.output.exists() && !args.output.is_dir() {
         bail!("`{}`: expected a folder for the videos, found a file", args.output.display());
     }
-    let opened = open(&args.bundle, args.threads)?;
+    let opened = open(&args.bundle, args.threads, &args.gpu)?;
     let made_folders = [Some(&args.output), states].into_iter().flatten().map(|path| Folder::new(path));
     let _made_folders = made_folders.collect::<anyhow::Result<Vec<_>>>()?;
 
