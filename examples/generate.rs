@@ -4,7 +4,7 @@ use std::error::Error;
 use std::path::Path;
 
 use cogvx::bundle::Bundle;
-use cogvx::pipeline::{Observer, Pipeline};
+use cogvx::pipeline::{Observer, Pipeline, Reads};
 use cogvx::runtime::{Device, Runtime};
 use cogvx::video::{FrameSink, open_sink, to_rgb8};
 use ndarray::ArrayD;
@@ -13,6 +13,10 @@ use ndarray::ArrayD;
 struct Writer(Box<dyn FrameSink>);
 
 impl Observer for Writer {
+    fn reads(&self) -> Reads {
+        Reads::Nothing
+    }
+
     fn step(&mut self, step: usize, steps: usize, _latents: &ArrayD<f32>) {
         println!("step {step} of {steps}");
     }

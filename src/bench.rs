@@ -172,7 +172,7 @@ impl<'a> Loaded<'a> {
         shape[2] = pipeline.dit.in_channels;
         let text = [1, pipeline.dit.max_text_seq_length, pipeline.dit.text_embed_dim];
         let (latents, text) = (random(&shape), random(&text));
-        Ok(Self::Transformer { model: Transformer::new(session()?, &pipeline.dit), latents, text })
+        Ok(Self::Transformer { model: Transformer::new(session()?, &pipeline.dit, None), latents, text })
     }
 
     fn run(&mut self) -> Result<(), PipelineError> {

@@ -4,7 +4,10 @@ mod aside;
 mod bench;
 mod cache;
 mod calibrate;
+mod compile;
+mod engines;
 mod export;
+mod gpu;
 mod interrupt;
 mod layers;
 mod loras;
@@ -28,12 +31,12 @@ use clap::builder::RangedU64ValueParser;
 use clap::{Parser, Subcommand};
 
 use aside::Aside;
+use gpu::Gpu;
 
 use crate::bundle::Bundle;
 use crate::export::{ExportOptions, Report};
 use crate::pending;
 use crate::pipeline::{self, Pipeline};
-use crate::runtime::Runtime;
 
 /// CogVideoX checkpoints to ONNX engines, and prompts to videos, without Python or PyTorch.
 #[derive(Parser)]
@@ -52,6 +55,7 @@ enum Command {
     Bench(bench::Args),
     Calibrate(calibrate::Args),
     Sensitivity(sensitivity::Args),
+    Compile(compile::Args),
     Cache(cache::Args),
     Runtime(runtime::Args),
     Synth(synth::Args),
@@ -85,6 +89,7 @@ pub fn main() -> ExitCode {
         Command::Bench(args) => bench::run(args),
         Command::Calibrate(args) => calibrate::run(args),
         Command::Sensitivity(args) => sensitivity::run(args),
+        Command::Compile(args) => compile::run(args),
         Command::Cache(args) => cache::run(args),
         Command::Runtime(args) => runtime::run(args),
         Command::Synth(args) => synth::run(args),
@@ -137,22 +142,23 @@ fn threads() -> RangedU64ValueParser<usize> {
 }
 
 /// Open the bundle or checkpoint at `path` for running with `threads` threads; Ctrl-C ends the run under way.
-fn open(path: &Path, threads: usize) -> anyhow::Result<Opened> {
+fn open(path: &Path, threads: usize, gpu: &Gpu) -> anyhow::Result<Opened> {
     let is_checkpoint = !pipeline::is_bundle(path) && path.join("model_index.json").exists();
     if is_checkpoint {
-        return Ok(open_with(path, threads, ExportOptions::default())?.0);
+        let (folder, _) = export_aside(path, ExportOptions::default())?;
+        return start(Bundle::open(&folder.bundle())?, Some(folder), threads, gpu);
     }
-    start(Bundle::open(path)?, None, threads)
+    start(Bundle::open(path)?, None, threads, gpu)
 }
 
 /// Export the checkpoint at `path` with `options` for the occasion, and open it.
 fn open_with(path: &Path, threads: usize, options: ExportOptions) -> anyhow::Result<(Opened, Report)> {
     let (folder, report) = export_aside(path, options)?;
-    Ok((start(Bundle::open(&folder.bundle())?, Some(folder), threads)?, report))
+    Ok((start(Bundle::open(&folder.bundle())?, Some(folder), threads, &Gpu::default())?, report))
 }
 
-fn start(bundle: Bundle, exported: Option<Aside>, threads: usize) -> anyhow::Result<Opened> {
-    let runtime = Runtime::start(pipeline::device(&bundle.manifest().target), threads)?;
+fn start(bundle: Bundle, exported: Option<Aside>, threads: usize, gpu: &Gpu) -> anyhow::Result<Opened> {
+    let runtime = gpu.start(bundle.manifest(), threads)?;
     interrupt::ends(runtime.interrupt());
     Ok(Opened { pipeline: Pipeline::open(bundle, runtime)?, _exported: exported })
 }

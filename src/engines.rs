@@ -1,19 +1,21 @@
 //! Engines built ahead of time, kept under what they were built from.
 //!
-//! An engine is good for one graph with its weights, one range of sizes, one version of each library, one kind of GPU and one
+//! An engine is good for one graph with its weights, one size of video, one version of each library, one kind of GPU and one
 //! driver. All of that is its [`Key`], and the hash of the key is the name of its folder: what does not fit is not found, and what
 //! is found is checked against the hashes of its files before it is used.
 
+mod build;
 mod error;
 mod hashes;
 mod key;
-mod shapes;
+mod sizes;
 mod store;
 #[cfg(test)]
 mod tests;
 
+pub use build::{Builder, Ready};
 pub use error::EnginesError;
 pub use hashes::Hashes;
-pub use key::{Gpu, Key, Range};
-pub use shapes::{VideoSize, ranges};
+pub use key::{Gpu, Key};
+pub use sizes::{Runs, runs};
 pub use store::{Entry, Event, Found, Listed, Removed, Store};

@@ -75,6 +75,12 @@ pub fn gpu(index: u32) -> Result<Gpu, GpuError> {
     told().map_err(GpuError::from)
 }
 
+impl From<Gpu> for crate::engines::Gpu {
+    fn from(Gpu { name, architecture, driver, .. }: Gpu) -> Self {
+        Self { name, architecture, driver }
+    }
+}
+
 /// How the driver knows a GPU.
 #[derive(Debug, PartialEq, Eq)]
 enum Place {

@@ -4,6 +4,7 @@
 
 mod batch;
 mod request;
+mod resident;
 mod shortcuts;
 mod spool;
 mod start;
@@ -14,6 +15,7 @@ mod vae;
 mod walk;
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use cogvx_graphs::config::{ConfigError, DitConfig, T5Config, VaeConfig};
@@ -21,7 +23,7 @@ use ndarray::{Array2, ArrayD, Axis, IxDyn};
 
 use crate::bundle::{Bundle, BundleError, MANIFEST};
 use crate::positions::PositionsError;
-use crate::runtime::{Blocks, Device, Input, Layout, Outputs, Runtime, RuntimeError, Session};
+use crate::runtime::{Device, Input, Layout, Outputs, Runtime, RuntimeError, Session, Traits};
 use crate::scheduler::{SchedulerConfig, SchedulerError};
 use crate::tokenizer::{Tokenizer, TokenizerError};
 
@@ -37,6 +39,8 @@ pub use walk::Walk;
 
 /// The text encoder's name in bundles.
 const TEXT_ENCODER: &str = "text_encoder";
+/// The transformer's.
+const TRANSFORMER: &str = "transformer";
 
 /// Why a bundle did not become a video.
 #[derive(Debug, thiserror::Error)]
@@ -90,8 +94,26 @@ pub enum Stage {
     Decode,
 }
 
+/// What an observer looks into while the transformer removes noise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reads {
+    /// Nothing.
+    Nothing,
+    /// The latents and the walk after each step.
+    Steps,
+    /// The outputs of the graph, too.
+    Outputs,
+}
+
 /// Looks on while a video is made, and takes its frames.
 pub trait Observer {
+    /// What of the denoising it looks into. Where that is less than all and latents stay on a device, they come down only for
+    /// those who look: [`Observer::ran`] is not told of the transformer, the latents of [`Observer::step`] are those before the
+    /// first step, and [`Observer::walked`] is not told unless steps are read.
+    fn reads(&self) -> Reads {
+        Reads::Outputs
+    }
+
     /// A stage begins.
     fn stage(&mut self, _stage: Stage) {}
 
@@ -136,6 +158,10 @@ pub trait Observer {
 pub struct Pipeline {
     bundle: Bundle,
     runtime: Runtime,
+    /// Whether latents stay on the device while noise is removed.
+    resident: bool,
+    /// What is loaded in place of graphs, by their paths in the bundle.
+    engines: BTreeMap<String, PathBuf>,
     tokenizer: Tokenizer,
     /// The transformer's configuration.
     pub dit: DitConfig,
@@ -170,6 +196,9 @@ impl Pipeline {
             scheduler: SchedulerConfig::open(&bundle.path("scheduler/scheduler_config.json"))?,
             tokenizer: Tokenizer::open(&bundle.path("tokenizer"))?,
             bundle,
+            engines: BTreeMap::new(),
+            // On the processor there is nothing to save: what stays is where it would go.
+            resident: runtime.device() != Device::Cpu,
             runtime,
         })
     }
@@ -178,6 +207,27 @@ impl Pipeline {
     #[must_use]
     pub fn bundle(&self) -> &Bundle {
         &self.bundle
+    }
+
+    /// Choose whether latents stay on the device while noise is removed, with guidance and the sampler's arithmetic as a graph
+    /// there; otherwise they come back after each prediction. They do on GPUs unless said otherwise. On the processor both give
+    /// the same bits.
+    #[must_use]
+    pub fn with_resident_latents(self, resident: bool) -> Self {
+        Self { resident, ..self }
+    }
+
+    /// Load these models in place of graphs, which are named by their paths in the bundle: engines that were built of them, see
+    /// [`Builder`](crate::engines::Builder).
+    #[must_use]
+    pub fn with_engines(self, engines: BTreeMap<String, PathBuf>) -> Self {
+        Self { engines, ..self }
+    }
+
+    /// What the graphs run on.
+    #[must_use]
+    pub fn runtime(&self) -> &Runtime {
+        &self.runtime
     }
 
     fn load(&self, component: &'static str, graph: &str) -> Result<Session, PipelineError> {
@@ -195,7 +245,7 @@ impl Pipeline {
             return Err(PipelineError::NoComponent { bundle: self.bundle.dir().into(), component });
         }
         let file = format!("{component}/{graph}");
-        self.bundle.graph(component, &file)?;
+        let model = self.bundle.graph(component, &file)?;
         let manifest = self.bundle.manifest();
         let quantized = match component {
             "vae_decoder" => manifest.vae_quantization.is_some(),
@@ -203,10 +253,10 @@ impl Pipeline {
             _ => manifest.quantization.is_some(),
         };
         let layout = if quantized { Layout::Packed } else { Layout::Mapped };
-        let blocks = if component.starts_with("vae_") { Blocks::Apart } else { Blocks::Together };
-        let path = self.bundle.path(&file);
-        let load = if profile { Runtime::load_profiled } else { Runtime::load };
-        Ok(load(&self.runtime, &path, layout, blocks)?)
+        let path = self.engines.get(&file).cloned().unwrap_or_else(|| self.bundle.path(&file));
+        let repeats = component == TRANSFORMER && self.resident;
+        let traits = Traits { repeats, ..Traits::of(&model, layout) };
+        Ok(if profile { self.runtime.load_profiled(&path, traits)? } else { self.runtime.load(&path, traits)? })
     }
 
     /// Token ids of texts, `[texts, max_text_seq_length]`.
@@ -255,7 +305,8 @@ impl Pipeline {
     /// # Errors
     /// No transformer in the bundle, or one the runtime refuses.
     pub fn transformer(&self) -> Result<Transformer<'_>, PipelineError> {
-        Ok(Transformer::new(self.load("transformer", "model.onnx")?, &self.dit))
+        let resident = self.resident.then_some(&self.runtime);
+        Ok(Transformer::new(self.load(TRANSFORMER, "model.onnx")?, &self.dit, resident))
     }
 
     /// Load the VAE's decoder.

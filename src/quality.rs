@@ -17,7 +17,7 @@ use std::io;
 
 use serde::Serialize;
 
-use crate::pipeline::{Observer, Pipeline, PipelineError, Request, Shortcuts, Stage, Walk};
+use crate::pipeline::{Observer, Pipeline, PipelineError, Reads, Request, Shortcuts, Stage, Walk};
 
 pub use cost::{Cost, StageCost};
 pub use html::{About, Page};
@@ -290,6 +290,10 @@ struct Onlooker<'a, 't> {
 }
 
 impl Observer for Onlooker<'_, '_> {
+    fn reads(&self) -> Reads {
+        Reads::Steps
+    }
+
     fn stage(&mut self, stage: Stage) {
         self.cost.stage(stage);
     }

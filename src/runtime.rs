@@ -1,55 +1,40 @@
-//! ONNX Runtime: the library, sessions, runs. Nothing else in cogvx knows `ort`.
+//! ONNX Runtime: the library, devices, sessions, runs. Nothing else in cogvx knows `ort`.
 
+mod cuda;
+mod driver;
+mod error;
 mod library;
 mod profile;
+mod resident;
+mod session;
+mod tensorrt;
+mod traits;
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
 
-use ndarray::{ArrayD, ArrayViewD};
 use ort::environment::Environment;
-use ort::ep::{CPU, CUDA, TensorRT};
+use ort::ep::{ArbitrarilyConfigurableExecutionProvider, CPU, CUDA, TensorRT};
 use ort::logging::LogLevel;
-use ort::session::builder::GraphOptimizationLevel;
-use ort::session::{NoSelectedOutputs, RunOptions, SessionInputValue};
-use ort::value::{DynValue, TensorRef};
+use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
+use ort::session::{NoSelectedOutputs, RunOptions};
 use tempfile::TempDir;
 
+pub use cuda::CudaOptions;
+use cuda::Pairs;
+pub use error::{DeviceError, RuntimeError};
+use error::{is_memory, line};
 pub use library::{Library, LibraryError, Origin, VERSION};
 pub use profile::NodeRun;
+pub use resident::{Bound, Resident};
+use session::Place;
+pub use session::{Input, Outputs, Session, State};
+pub use tensorrt::{ContextFile, EngineFiles, Profile, ProfileError, TensorRtOptions};
+pub use traits::{Layout, Traits};
 
 /// Optimizers that would hold a second, `float32` copy of 16-bit weights.
 const COPYING_OPTIMIZERS: &str = "ConstantFolding;FuseFp16InitializerToFp32NodeTransformer";
-
-/// Why a graph was not loaded or run.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-#[allow(missing_docs)]
-pub enum RuntimeError {
-    #[error(transparent)]
-    Library(#[from] LibraryError),
-    #[error("cannot start ONNX Runtime from `{}`: {message}", path.display())]
-    Start { path: PathBuf, message: String },
-    #[error("cannot load `{}`: {message}", path.display())]
-    Load { path: PathBuf, message: String },
-    #[error("cannot run `{}`: {message}", path.display())]
-    Run { path: PathBuf, message: String },
-    #[error(
-        "cannot run `{}`: expected more memory, found none left: fewer frames or a smaller video take less, and so does \
-         `--vae-tiling` in the VAE",
-        path.display()
-    )]
-    Memory { path: PathBuf },
-    #[error("cannot profile `{}`: {message}", path.display())]
-    Profile { path: PathBuf, message: String },
-    #[error("`{}`: expected an output `{name}`, found none", path.display())]
-    NoOutput { path: PathBuf, name: String },
-    /// Stopped by [`Interrupt::stop`].
-    #[error("interrupted")]
-    Interrupted,
-}
 
 /// Where graphs run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -63,30 +48,98 @@ pub enum Device {
     TensorRt,
 }
 
+/// Where graphs run, and how.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Setup {
+    /// On the processor.
+    #[default]
+    Cpu,
+    /// On a CUDA device.
+    Cuda(CudaOptions),
+    /// On a CUDA device, through TensorRT.
+    TensorRt(Box<TensorRtOptions>),
+}
+
+impl From<Device> for Setup {
+    fn from(device: Device) -> Self {
+        match device {
+            Device::Cpu => Self::Cpu,
+            Device::Cuda => Self::Cuda(CudaOptions::default()),
+            Device::TensorRt => Self::TensorRt(Box::default()),
+        }
+    }
+}
+
+impl Setup {
+    /// The kind of device.
+    #[must_use]
+    pub fn device(&self) -> Device {
+        match self {
+            Self::Cpu => Device::Cpu,
+            Self::Cuda(_) => Device::Cuda,
+            Self::TensorRt(_) => Device::TensorRt,
+        }
+    }
+
+    /// The CUDA device below, if there is one.
+    #[must_use]
+    pub fn cuda(&self) -> Option<&CudaOptions> {
+        match self {
+            Self::Cpu => None,
+            Self::Cuda(options) => Some(options),
+            Self::TensorRt(options) => Some(&options.cuda),
+        }
+    }
+}
+
 /// ONNX Runtime, started.
 pub struct Runtime {
     environment: Environment,
-    device: Device,
+    setup: Setup,
     threads: usize,
     interrupt: Interrupt,
 }
 
 /// Stops a runtime from another thread.
 #[derive(Clone)]
-pub struct Interrupt(Arc<RunOptions<NoSelectedOutputs>>, Arc<std::sync::atomic::AtomicBool>);
+pub struct Interrupt(Arc<Runs>, Arc<AtomicBool>);
+
+/// The options of runs.
+struct Runs {
+    /// On places in memory that are the same each time, so that a GPU's kernels may be recorded.
+    bound: RunOptions<NoSelectedOutputs>,
+    /// On any.
+    other: RunOptions<NoSelectedOutputs>,
+}
+
+impl Runs {
+    fn new() -> ort::Result<Self> {
+        let quiet = || -> ort::Result<_> {
+            let mut options = RunOptions::new()?;
+            // What it would log is in the error it returns.
+            options.set_log_level(LogLevel::Fatal)?;
+            Ok(options)
+        };
+        let mut other = quiet()?;
+        // Neither recorded nor replayed; the processor does not know the key.
+        other.set("gpu_graph_id", "-1")?;
+        Ok(Self { bound: quiet()?, other })
+    }
+}
 
 impl Interrupt {
     /// End the run under way and refuse the next ones.
     pub fn stop(&self) {
-        self.1.store(true, std::sync::atomic::Ordering::SeqCst);
+        self.1.store(true, Ordering::SeqCst);
         // A run that ends by itself is as good.
-        let _ = self.0.terminate();
+        let _ = self.0.bound.terminate();
+        let _ = self.0.other.terminate();
     }
 
     /// Whether [`Interrupt::stop`] was called.
     #[must_use]
     pub fn stopped(&self) -> bool {
-        self.1.load(std::sync::atomic::Ordering::SeqCst)
+        self.1.load(Ordering::SeqCst)
     }
 }
 
@@ -108,24 +161,43 @@ pub fn cache() -> Result<PathBuf, LibraryError> {
 }
 
 impl Runtime {
-    /// Start ONNX Runtime for `device` with `threads` threads (0: one a core).
+    /// Start ONNX Runtime for a device, set up as `setup` says or a [`Device`] with its defaults, with `threads` threads (0: one
+    /// a core).
     ///
-    /// The library is looked for, and installed where it is not found, as [`library`] says.
+    /// The library is looked for, and installed where it is not found, as [`library`] says. Of CUDA and cuDNN what the system
+    /// lacks is taken from Python's packages, and a GPU that cannot be used is found out here.
     ///
     /// # Errors
-    /// No library, or one that does not start.
-    pub fn start(device: Device, threads: usize) -> Result<Self, RuntimeError> {
-        let path = library(device)?.path;
+    /// No library, or one that does not start; a GPU that is not there or not fit, or libraries it lacks.
+    pub fn start(setup: impl Into<Setup>, threads: usize) -> Result<Self, RuntimeError> {
+        let setup = setup.into();
+        let path = library(setup.device())?.path;
+        if setup.device() != Device::Cpu {
+            driver::load(setup.device() == Device::TensorRt)?;
+        }
         let start = || -> Result<_, String> {
             let environment = environment(&path)?;
-            // What it would log is in the error it returns.
             environment.set_log_level(LogLevel::Fatal);
-            let mut options = RunOptions::new().map_err(|e| line(&e))?;
-            options.set_log_level(LogLevel::Fatal).map_err(|e| line(&e))?;
-            Ok((environment, options))
+            Ok((environment, Runs::new().map_err(|e| line(&e))?))
         };
-        let (environment, options) = start().map_err(|message| RuntimeError::Start { path: path.clone(), message })?;
-        Ok(Self { environment, device, threads, interrupt: Interrupt(Arc::new(options), Arc::default()) })
+        let (environment, runs) = start().map_err(|message| RuntimeError::Start { path: path.clone(), message })?;
+        let runtime = Self { environment, setup, threads, interrupt: Interrupt(Arc::new(runs), Arc::default()) };
+        if runtime.setup.cuda().is_some() {
+            resident::try_device(&runtime)?;
+        }
+        Ok(runtime)
+    }
+
+    /// How the device is set up.
+    #[must_use]
+    pub fn setup(&self) -> &Setup {
+        &self.setup
+    }
+
+    /// Files of the libraries it works with whose names begin with one of `names`, as far as the system tells.
+    #[must_use]
+    pub fn loaded<'a>(&self, names: &[&'a str]) -> Vec<(&'a str, PathBuf)> {
+        library::loaded(names)
     }
 
     /// A handle that stops this runtime's runs.
@@ -134,70 +206,128 @@ impl Runtime {
         self.interrupt.clone()
     }
 
-    /// Load a graph.
+    /// Where graphs run.
+    #[must_use]
+    pub fn device(&self) -> Device {
+        self.setup.device()
+    }
+
+    /// Load a graph, told what it is like, or only how weights are kept.
     ///
     /// Graphs are written in the form their target runs fast, so nothing is optimized here; weights stay where they are
     /// mapped.
     ///
     /// # Errors
     /// A graph ONNX Runtime refuses.
-    pub fn load(&self, path: &Path, layout: Layout, blocks: Blocks) -> Result<Session, RuntimeError> {
-        self.load_with(path, layout, blocks, None)
+    pub fn load<'a>(&self, path: &Path, traits: impl Into<Traits<'a>>) -> Result<Session, RuntimeError> {
+        self.load_with(path, traits.into(), None)
     }
 
     /// The same; each node is timed in each run, for [`Session::profile`].
     ///
     /// # Errors
     /// A graph ONNX Runtime refuses, or no place for temporary files.
-    pub fn load_profiled(&self, path: &Path, layout: Layout, blocks: Blocks) -> Result<Session, RuntimeError> {
-        let failed = |e: std::io::Error| RuntimeError::Profile { path: path.into(), message: e.to_string() };
+    pub fn load_profiled<'a>(&self, path: &Path, traits: impl Into<Traits<'a>>) -> Result<Session, RuntimeError> {
+        let failed = |e: std::io::Error| RuntimeError::Profiling { path: path.into(), message: e.to_string() };
         let folder = tempfile::Builder::new().prefix("cogvx-profile-").tempdir().map_err(failed)?;
-        self.load_with(path, layout, blocks, Some(folder))
+        self.load_with(path, traits.into(), Some(folder))
     }
 
-    fn load_with(
-        &self,
-        path: &Path,
-        layout: Layout,
-        blocks: Blocks,
-        profile: Option<TempDir>,
-    ) -> Result<Session, RuntimeError> {
-        let inner = self
-            .session(path, layout, blocks, profile.as_ref().map(TempDir::path))
-            .map_err(|e| RuntimeError::Load { path: path.into(), message: line(&e) })?;
-        Ok(Session { inner, path: path.into(), interrupt: self.interrupt.clone(), profile, busy: Duration::ZERO })
+    fn load_with(&self, path: &Path, traits: Traits<'_>, profile: Option<TempDir>) -> Result<Session, RuntimeError> {
+        let profile_shapes = |source| RuntimeError::Profile { path: path.into(), source };
+        let providers = Providers::of(&self.setup, traits).map_err(profile_shapes)?;
+        let opened = self.builder(&providers, traits, profile.as_ref().map(TempDir::path));
+        let inner = opened.and_then(|mut builder| builder.commit_from_file(path));
+        let inner = inner.map_err(|e| self.refused(path, &e))?;
+        Ok(self.session(inner, path, profile))
     }
 
-    fn session(
+    /// Load a graph that cogvx just made; on a GPU CUDA runs it, without an engine.
+    pub(super) fn load_made(&self, name: &str, model: &[u8]) -> Result<Session, RuntimeError> {
+        let traits = Traits { fixed: true, ..Traits::default() };
+        let providers = Providers { tensorrt: None, cuda: self.setup.cuda().map(|options| options.provider(traits)) };
+        let opened = self.builder(&providers, traits, None);
+        let inner = opened.and_then(|mut builder| builder.commit_from_memory(model));
+        let path = PathBuf::from(name);
+        let inner = inner.map_err(|e| self.refused(&path, &e))?;
+        Ok(self.session(inner, &path, None))
+    }
+
+    fn session(&self, inner: ort::session::Session, path: &Path, profile: Option<TempDir>) -> Session {
+        let place = Place { path: path.into(), device: self.setup.cuda().map(|options| options.device) };
+        Session::new(inner, place, self.interrupt.clone(), profile)
+    }
+
+    /// What an error of a load means.
+    fn refused(&self, path: &Path, error: &ort::Error) -> RuntimeError {
+        let (path, message) = (path.into(), line(error));
+        match self.setup.cuda().map(|options| DeviceError::of(&message, options.device)) {
+            Some(Some(problem)) => problem.into(),
+            None if is_memory(&message) => RuntimeError::Memory { path },
+            _ => RuntimeError::Load { path, message },
+        }
+    }
+
+    fn builder(
         &self,
-        path: &Path,
-        layout: Layout,
-        blocks: Blocks,
+        providers: &Providers,
+        traits: Traits<'_>,
         profile: Option<&Path>,
-    ) -> ort::Result<ort::session::Session> {
-        let providers = match self.device {
-            Device::Cpu => vec![],
-            Device::Cuda => vec![CUDA::default().build().error_on_failure()],
-            Device::TensorRt => {
-                vec![TensorRT::default().build().error_on_failure(), CUDA::default().build().error_on_failure()]
-            }
-        };
-        let cpu = CPU::default().with_arena_allocator(false).build();
+    ) -> ort::Result<SessionBuilder> {
+        let on_cpu = providers.cuda.is_none();
+        let mut list = vec![];
+        if let Some(pairs) = &providers.tensorrt {
+            list.push(configured(TensorRT::default(), pairs).build().error_on_failure());
+        }
+        if let Some(pairs) = &providers.cuda {
+            list.push(configured(CUDA::default(), pairs).build().error_on_failure());
+        }
+        if on_cpu {
+            // With a GPU, naming the processor would contradict that nothing may fall back to it.
+            list.push(CPU::default().with_arena_allocator(false).build());
+        }
         let mut builder = ort::session::Session::builder(&self.environment)?
             .with_optimization_level(GraphOptimizationLevel::Disable)?
-            .with_memory_pattern(blocks == Blocks::Together)?
-            .with_prepacking(self.device != Device::Cpu || layout == Layout::Packed)?
+            // From a graph's second run on, one block for all values. Of convolutions, whose values are few and large, it would be
+            // a quarter more than they need at any time.
+            .with_memory_pattern(!traits.convolves)?
+            .with_prepacking(!on_cpu || traits.layout == Layout::Packed)?
             .with_log_level(LogLevel::Fatal)?
             .with_disabled_optimizers(COPYING_OPTIMIZERS)?
-            .with_execution_providers(providers.into_iter().chain([cpu]).collect::<Vec<_>>())?;
+            .with_execution_providers(list)?;
+        if !on_cpu {
+            for (key, value) in cuda::session(traits) {
+                builder = builder.with_config_entry(key, value)?;
+            }
+        }
         if self.threads > 0 {
             builder = builder.with_intra_threads(self.threads)?;
         }
         if let Some(folder) = profile {
             builder = builder.with_profiling(folder.join("profile"))?;
         }
-        builder.commit_from_file(path)
+        Ok(builder)
     }
+}
+
+/// The options of the execution providers of a session, in the order they are asked; none is the processor alone.
+struct Providers {
+    tensorrt: Option<Pairs>,
+    cuda: Option<Pairs>,
+}
+
+impl Providers {
+    fn of(setup: &Setup, traits: Traits<'_>) -> Result<Self, ProfileError> {
+        let tensorrt = match setup {
+            Setup::TensorRt(options) => Some(options.provider(traits)?),
+            _ => None,
+        };
+        Ok(Self { tensorrt, cuda: setup.cuda().map(|options| options.provider(traits)) })
+    }
+}
+
+fn configured<P: ArbitrarilyConfigurableExecutionProvider>(provider: P, pairs: &Pairs) -> P {
+    pairs.iter().fold(provider, |provider, (key, value)| provider.with_arbitrary_config(key, value))
 }
 
 /// The environment: ONNX Runtime allows one a process, so the first runtime starts it and all others share it.
@@ -210,174 +340,4 @@ fn environment(library: &Path) -> Result<Environment, String> {
     let builder = ort::init_from(library).map_err(|e| e.to_string())?;
     let environment = builder.with_name("cogvx").with_telemetry(false).build().map_err(|e| e.to_string())?;
     Ok(started.insert(environment).clone())
-}
-
-/// How a CPU session keeps weights.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Layout {
-    /// Where they are mapped.
-    Mapped,
-    /// Copied in the order their kernels read them: products of integers need it.
-    Packed,
-}
-
-/// How a session comes by memory for what it computes, from the second run of a size on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Blocks {
-    /// All at once, as much as the run before needed: a little faster.
-    Together,
-    /// Each value by itself, until its last reader has run: less memory where values are few and large. Of the VAE's decoder the
-    /// block is a quarter more than its values need at any time.
-    Apart,
-}
-
-/// What a graph is fed with.
-pub enum Input<'a> {
-    /// Numbers.
-    Float(ArrayViewD<'a, f32>),
-    /// Whole numbers.
-    Integer(ArrayViewD<'a, i64>),
-    /// An output of a run before, as it was.
-    State(&'a State),
-}
-
-/// An output that only another run looks into.
-pub struct State(DynValue);
-
-/// A loaded graph.
-pub struct Session {
-    inner: ort::session::Session,
-    path: PathBuf,
-    interrupt: Interrupt,
-    /// Where the profile is written, if there is to be one.
-    profile: Option<TempDir>,
-    /// What its runs took.
-    busy: Duration,
-}
-
-impl Session {
-    /// What each node took in each run so far; nothing unless it was loaded by [`Runtime::load_profiled`].
-    ///
-    /// # Errors
-    /// The profile cannot be written or read.
-    pub fn profile(mut self) -> Result<Vec<NodeRun>, RuntimeError> {
-        if self.profile.is_none() {
-            return Ok(vec![]);
-        }
-        let failed = |message| RuntimeError::Profile { path: self.path.clone(), message };
-        let file = self.inner.end_profiling().map_err(|e| failed(line(&e)))?;
-        let json = std::fs::read_to_string(file).map_err(|e| failed(e.to_string()))?;
-        profile::parse(&json).map_err(|e| failed(e.to_string()))
-    }
-
-    /// How long ONNX Runtime has run the graph, all runs together.
-    #[must_use]
-    pub fn busy(&self) -> Duration {
-        self.busy
-    }
-
-    /// Run the graph.
-    ///
-    /// # Errors
-    /// Inputs that do not fit, a failure in ONNX Runtime, or an interrupt.
-    pub fn run(&mut self, inputs: &[(&str, Input<'_>)]) -> Result<Outputs, RuntimeError> {
-        if self.interrupt.stopped() {
-            return Err(RuntimeError::Interrupted);
-        }
-        let stopped = self.interrupt.clone();
-        let since = Instant::now();
-        let ran = run(&mut self.inner, &self.interrupt.0, inputs);
-        self.busy += since.elapsed();
-        ran.map(|values| Outputs { values, path: self.path.clone() }).map_err(|e| {
-            if stopped.stopped() {
-                return RuntimeError::Interrupted;
-            }
-            let (path, message) = (self.path.clone(), line(&e));
-            if is_memory(&message) { RuntimeError::Memory { path } } else { RuntimeError::Run { path, message } }
-        })
-    }
-}
-
-/// Whether ONNX Runtime's message says that memory is short: of the processor, or of a CUDA device.
-fn is_memory(message: &str) -> bool {
-    let signs = ["bad_alloc", "Failed to allocate memory", "out of memory", "ALLOC_FAILED"];
-    signs.iter().any(|sign| message.contains(sign))
-}
-
-/// ONNX Runtime's message on one line.
-fn line(error: &impl ToString) -> String {
-    error.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
-fn run(
-    session: &mut ort::session::Session,
-    options: &RunOptions<NoSelectedOutputs>,
-    inputs: &[(&str, Input<'_>)],
-) -> ort::Result<HashMap<String, DynValue>> {
-    let mut values: Vec<(&str, SessionInputValue<'_>)> = Vec::with_capacity(inputs.len());
-    for (name, input) in inputs {
-        let value = match input {
-            Input::Float(array) => TensorRef::from_array_view(array.view())?.into(),
-            Input::Integer(array) => TensorRef::from_array_view(array.view())?.into(),
-            Input::State(state) => (&state.0).into(),
-        };
-        values.push((*name, value));
-    }
-    let outputs = session.run_with_options(values, options)?;
-    Ok(outputs.into_iter().map(|(name, value)| (name.to_string(), value)).collect())
-}
-
-/// What a graph returned.
-pub struct Outputs {
-    values: HashMap<String, DynValue>,
-    path: PathBuf,
-}
-
-impl Outputs {
-    /// The `f32` output `name`.
-    ///
-    /// # Errors
-    /// No such output, or one of another type.
-    pub fn array(&self, name: &str) -> Result<ArrayD<f32>, RuntimeError> {
-        Ok(self.view(name)?.to_owned())
-    }
-
-    /// The same where it lies.
-    ///
-    /// # Errors
-    /// As [`Outputs::array`].
-    pub fn view(&self, name: &str) -> Result<ArrayViewD<'_, f32>, RuntimeError> {
-        let no_output = || RuntimeError::NoOutput { path: self.path.clone(), name: name.into() };
-        let value = self.values.get(name).ok_or_else(no_output)?;
-        let failed = |e: ort::Error| RuntimeError::Run { path: self.path.clone(), message: line(&e) };
-        value.try_extract_array::<f32>().map_err(failed)
-    }
-
-    /// Names of the outputs.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.values.keys().map(String::as_str)
-    }
-
-    /// The outputs whose names end in `suffix`, to be handed to the next run, by the rest of their names.
-    pub fn into_states(self, suffix: &str) -> impl Iterator<Item = (String, State)> {
-        let states = self.values.into_iter();
-        states.filter_map(move |(name, value)| Some((name.strip_suffix(suffix)?.to_string(), State(value))))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_onnx_runtime_says_when_memory_is_short_is_known() {
-        for message in [
-            "Non-zero status code returned while running Mul node. Name:'norm1/Mul_3' Status Message: std::bad_alloc",
-            "Status Message: Failed to allocate memory for requested buffer of size 5662310400",
-            "CUDA failure 2: out of memory ; GPU=0",
-        ] {
-            assert!(is_memory(message), "{message}");
-        }
-        assert!(!is_memory("Status Message: Invalid input shape: {2,3}"));
-    }
 }

@@ -346,16 +346,28 @@ impl Sampler {
             for ((x, &v), previous) in sample.iter_mut().zip(model_output).zip(&mut self.previous) {
                 *previous = step(x, v, *previous);
             }
-            // The last draw counts.
-            for _ in 1..f.draws {
-                rng.skip(sample.len());
-            }
-            self.noise.resize(sample.len(), 0.0);
-            rng.fill(&mut self.noise);
+            self.draw(i, sample.len(), rng);
             sample.iter_mut().zip(&self.noise).for_each(|(x, &n)| *x += f.next_noise * n);
         }
         self.next = i + 1;
         Ok(())
+    }
+
+    /// Draws what step `i` draws for a sample of so many values: the noise that counts, or none where it reads none.
+    pub(crate) fn draw(&mut self, i: usize, values: usize, rng: &mut TorchGenerator) -> &[f32] {
+        let draws = self.steps.get(i).map_or(0, |factors| factors.draws);
+        // The last draw counts.
+        for _ in 1..draws {
+            rng.skip(values);
+        }
+        self.noise.resize(if draws > 0 { values } else { 0 }, 0.0);
+        rng.fill(&mut self.noise);
+        &self.noise
+    }
+
+    /// Step `i` was taken elsewhere; what it left is given back by [`Sampler::go_on`].
+    pub(crate) fn pass(&mut self, i: usize) {
+        self.next = i + 1;
     }
 }
 

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::bundle::Manifest;
 use crate::picture::PictureError;
-use crate::pipeline::{Observer, Pipeline, PipelineError, Start, Started, Tiles, Vae};
+use crate::pipeline::{Observer, Pipeline, PipelineError, Reads, Start, Started, Tiles, Vae};
 
 pub use reference::{Reference, ReferenceError};
 
@@ -234,6 +234,10 @@ struct Recorder {
 }
 
 impl Observer for Recorder {
+    fn reads(&self) -> Reads {
+        Reads::Steps
+    }
+
     fn start(&mut self, start: &Started) {
         self.start = Some(start.clone());
     }

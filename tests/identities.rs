@@ -1,12 +1,13 @@
-//! Forms that the CPU runs faster give what the plain ones give.
+//! Forms that a target runs faster, or has kernels for, give what the plain ones give.
 
 use std::error::Error;
 
-use cogvx::runtime::{Blocks, Device, Input, Layout, Runtime};
-use cogvx_graphs::graph::{Graph, Weight};
+use cogvx::runtime::{Device, Input, Layout, Runtime};
+use cogvx_graphs::graph::{Graph, Node, Weight};
 use cogvx_graphs::onnx::{Placement, serialize};
-use cogvx_graphs::pass::{self, Lower, Precision, Target};
-use cogvx_graphs::{DType, dims};
+use cogvx_graphs::op::{Attribute, Op};
+use cogvx_graphs::pass::{self, Lower, Pass, Precision, Target};
+use cogvx_graphs::{DType, Value, dims};
 use half::f16;
 use ndarray::{ArrayD, IxDyn};
 
@@ -24,11 +25,43 @@ fn numbers(count: usize) -> Vec<f32> {
 
 /// What the graph that `model` fills makes `y` of `x`, and its operators; weights are 16-bit numbers.
 fn outcome(model: impl Fn(&Graph), lower: Lower, x: &ArrayD<f32>) -> Outcome<(ArrayD<f32>, Vec<&'static str>)> {
+    outcome_in(DType::F32, model, lower, x)
+}
+
+/// The very operators with `float32` in place of `bfloat16`, for which the CPU lacks kernels, too.
+struct Widen;
+
+impl Pass for Widen {
+    fn name(&self) -> &'static str {
+        "widen"
+    }
+
+    fn rewrite<'g>(&mut self, node: &Node, inputs: &[Option<Value<'g>>], out: &'g Graph) -> Option<Vec<Value<'g>>> {
+        let Op::Onnx(mut op) = node.op.clone() else { return None };
+        for made in op.outputs.iter_mut().filter(|made| made.dtype == DType::BF16) {
+            made.dtype = DType::F32;
+        }
+        for (_, to) in op.attributes.iter_mut().filter(|(name, _)| *name == "to") {
+            *to = Attribute::Int(DType::F32.onnx().into());
+        }
+        let inputs: Vec<_> = inputs.iter().map(|input| input.map(Value::id)).collect();
+        Some(out.add(Op::Onnx(op), &inputs))
+    }
+}
+
+/// The same in another precision.
+fn outcome_in(
+    compute: DType,
+    model: impl Fn(&Graph),
+    lower: Lower,
+    x: &ArrayD<f32>,
+) -> Outcome<(ArrayD<f32>, Vec<&'static str>)> {
     let graph = Graph::new();
     model(&graph);
     let problems = |problems: Vec<_>| format!("{problems:?}");
-    let graph = pass::run(&mut Precision::new(DType::F32, None), &graph).map_err(problems)?;
+    let graph = pass::run(&mut Precision::new(compute, None), &graph).map_err(problems)?;
     let graph = pass::run(&mut { lower }, &graph).map_err(problems)?;
+    let graph = pass::run(&mut Widen, &graph).map_err(problems)?;
     let place = |weight: &Weight| -> Result<Placement, Box<dyn Error>> {
         let all = numbers(weight.shape.iter().product());
         Ok(Placement::Inline(all.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect()))
@@ -36,7 +69,7 @@ fn outcome(model: impl Fn(&Graph), lower: Lower, x: &ArrayD<f32>) -> Outcome<(Ar
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("model.onnx");
     std::fs::write(&path, serialize(&graph, "test", place)?.bytes)?;
-    let mut session = Runtime::start(Device::Cpu, 1)?.load(&path, Layout::Mapped, Blocks::Apart)?;
+    let mut session = Runtime::start(Device::Cpu, 1)?.load(&path, Layout::Mapped)?;
     let y = session.run(&[("x", Input::Float(x.view()))])?.array("y")?;
     let live = graph.live();
     let operators = graph.nodes().iter().filter(|n| live[n.outputs[0]]).map(|n| n.op.name()).collect();
@@ -70,5 +103,22 @@ fn a_convolution_of_an_upsampled_tensor_is_four_of_the_tensor() -> Outcome {
     assert!(!operators.contains(&"Resize"), "{operators:?}");
     assert_eq!(operators.iter().filter(|&&name| name == "Conv").count(), 4);
     assert!(furthest(&plain, &four) < 1e-5, "{}", furthest(&plain, &four));
+    Ok(())
+}
+
+#[test]
+fn what_cuda_computes_in_bfloat16_is_what_the_operators_without_kernels_would() -> Outcome {
+    let x = input(&[1, 4, 3, 5, 6])?;
+    for operator in ["InstanceNormalization", "Resize"] {
+        let model = |g: &Graph| {
+            let x = g.input("x", DType::F32, dims![1, 4, 3, 5, 6]).narrow();
+            g.output("y", if operator == "Resize" { x.upsample([1, 1, 2, 1, 3]) } else { x.group_norm(2, 1e-5) });
+        };
+        let (plain, operators) = outcome(model, Lower::new(Target::Cpu), &x)?;
+        assert!(operators.contains(&operator), "{operators:?}");
+        let (other, operators) = outcome_in(DType::BF16, model, Lower::new(Target::Cuda), &x)?;
+        assert!(!operators.contains(&operator), "{operators:?}");
+        assert!(furthest(&plain, &other) < 1e-5, "{operator}: {}", furthest(&plain, &other));
+    }
     Ok(())
 }

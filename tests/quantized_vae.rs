@@ -10,7 +10,7 @@ use std::path::Path;
 use cogvx::export::{ExportOptions, LayerChoice};
 use cogvx::pipeline::Observer;
 use cogvx::rng::TorchGenerator;
-use cogvx::runtime::{Blocks, Device, Input, Layout, Runtime};
+use cogvx::runtime::{Device, Input, Layout, Runtime};
 use cogvx_calibration::convs::Convolution;
 use cogvx_calibration::plan::Scheme;
 use cogvx_calibration::table::Table;
@@ -63,7 +63,7 @@ fn computed(conv: &Convolution, [weight, bias]: [&[f32]; 2], x: &ArrayD<f32>) ->
     let file = folder.path().join("model.onnx");
     std::fs::write(&file, model.expect("cannot fail").bytes).expect("a writable folder");
     let runtime = Runtime::start(Device::Cpu, 1).expect("ONNX Runtime starts");
-    let mut session = runtime.load(&file, Layout::Packed, Blocks::Apart).expect("a graph it knows");
+    let mut session = runtime.load(&file, Layout::Packed).expect("a graph it knows");
     let outputs = session.run(&[("x", Input::Float(x.view()))]).expect("a run");
     outputs.array("y").expect("its output")
 }

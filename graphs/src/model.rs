@@ -1,6 +1,7 @@
 //! The networks of CogVideoX, written as the papers and diffusers describe them.
 
 pub mod dit;
+pub mod step;
 pub mod t5;
 pub mod vae;
 

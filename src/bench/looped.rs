@@ -6,7 +6,7 @@ use ndarray::{ArrayD, IxDyn};
 use serde::Serialize;
 
 use super::request;
-use crate::pipeline::{Observer, Pipeline, PipelineError, Started, Walk};
+use crate::pipeline::{Observer, Pipeline, PipelineError, Reads, Started, Walk};
 use crate::rng::TorchGenerator;
 use crate::scheduler::{Kind, Sampler};
 
@@ -96,6 +96,10 @@ pub fn time_loop(
 struct Unobserved;
 
 impl Observer for Unobserved {
+    fn reads(&self) -> Reads {
+        Reads::Nothing
+    }
+
     fn frames(&mut self, _: ArrayD<f32>, _: usize) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         Ok(())
     }

@@ -24,6 +24,7 @@ use crate::pipeline::is_bundle;
 /// machine processor time tells more than seconds. With `--against` a float bundle of the same checkpoint is measured after
 /// it, and a table tells for each kind of layer what it takes in both, which kernels ran, and which is faster.
 #[derive(ClapArgs)]
+#[allow(clippy::struct_excessive_bools)] // Each is an option of the command line.
 pub(super) struct Args {
     /// The bundle, or a checkpoint to be exported for the occasion
     bundle: PathBuf,
@@ -41,12 +42,17 @@ pub(super) struct Args {
     /// Threads of ONNX Runtime [default: one a core]
     #[arg(long, default_value_t = 0, hide_default_value = true, value_parser = super::threads())]
     threads: usize,
+    #[command(flatten)]
+    gpu: super::gpu::Gpu,
     /// Tell what each operator and each kind of layer takes
     #[arg(long)]
     profile: bool,
     /// Time the sampling loop, too: so many steps with guidance, in ONNX Runtime and outside it
     #[arg(long)]
     steps: Option<usize>,
+    /// Keep latents on the device in that loop, as runs on GPUs do, on the processor too
+    #[arg(long, requires = "steps")]
+    resident: bool,
     /// Keep the verdict in the bundle's manifest
     #[arg(long, requires = "against")]
     store: bool,
@@ -66,8 +72,11 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     if args.store && !is_bundle(&args.bundle) {
         bail!("`--store`: expected a bundle, found `{}`", args.bundle.display());
     }
-    let opened = open(&args.bundle, args.threads)?;
-    let float = args.against.as_ref().map(|path| open(path, args.threads)).transpose()?;
+    let mut opened = open(&args.bundle, args.threads, &args.gpu)?;
+    if args.resident {
+        opened.pipeline = opened.pipeline.with_resident_latents(true);
+    }
+    let float = args.against.as_ref().map(|path| open(path, args.threads, &args.gpu.of_another())).transpose()?;
     let parts = parts(args, &opened, float.as_ref());
     let settings = Settings { size: args.size.asked(), repeat: args.repeat, profile: args.profile || float.is_some() };
     let (mut timings, mut floats, mut verdicts) = (vec![], vec![], vec![]);

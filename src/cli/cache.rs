@@ -99,27 +99,18 @@ fn as_json(Listed { name, entry, used }: &Listed) -> serde_json::Value {
 fn table(listed: &[Listed], full: bool) -> comfy_table::Table {
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::NOTHING);
-    table.set_header([
-        "engine",
-        "graph",
-        "largest input",
-        "for",
-        "size",
-        "built in",
-        "used",
-        if full { "files" } else { "" },
-    ]);
+    table.set_header(["engine", "graph", "video", "for", "size", "built in", "used", if full { "files" } else { "" }]);
     for Listed { name, entry, used } in listed {
         let ago = used.and_then(|used| SystemTime::now().duration_since(used).ok());
         let ago = ago.map_or("-".into(), |ago| format!("{} ago", HumanDuration(ago)));
         let name = &name[..12.min(name.len())];
         match entry {
             Ok(entry) => {
-                let Key { file, precision, provider, gpu, .. } = &entry.key;
+                let Key { file, video, precision, provider, gpu, .. } = &entry.key;
                 table.add_row([
                     name.into(),
                     file.clone(),
-                    largest(&entry.key),
+                    video.clone(),
                     format!("{precision}, {provider}, {} ({}), driver {}", gpu.name, gpu.architecture, gpu.driver),
                     HumanBytes(entry.bytes).to_string(),
                     HumanDuration(Duration::from_secs_f64(entry.seconds.clamp(0.0, 1e9))).to_string(),
@@ -143,13 +134,6 @@ fn table(listed: &[Listed], full: bool) -> comfy_table::Table {
         }
     }
     table
-}
-
-/// The largest size of the largest input: it tells videos apart.
-fn largest(key: &Key) -> String {
-    let sizes = key.shapes.values().flatten().map(|range| &range.max);
-    let largest = sizes.max_by_key(|size| size.iter().fold(1_u64, |product, &n| product.saturating_mul(n)));
-    largest.map_or("-".into(), |size| size.iter().map(u64::to_string).collect::<Vec<_>>().join("x"))
 }
 
 /// Reads an amount of memory such as `20GB`, `512MiB` or `1000`.

@@ -213,7 +213,7 @@ impl Part {
     }
 }
 
-fn parse_shape(text: &str) -> anyhow::Result<VideoShape> {
+pub(super) fn parse_shape(text: &str) -> anyhow::Result<VideoShape> {
     let numbers: Option<Vec<usize>> = text.split('x').map(|n| n.parse().ok()).collect();
     match numbers.as_deref() {
         Some(&[frames, height, width]) => Ok(VideoShape { frames, height, width }),

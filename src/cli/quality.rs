@@ -69,6 +69,8 @@ pub(super) struct Args {
     /// Threads of ONNX Runtime [default: one a core]
     #[arg(long, default_value_t = 0, hide_default_value = true, value_parser = super::threads())]
     threads: usize,
+    #[command(flatten)]
+    gpu: super::gpu::Gpu,
     /// Report as JSON on standard output
     #[arg(long)]
     json: bool,
@@ -82,8 +84,8 @@ fn decibels(text: &str) -> Result<f64, String> {
 pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     let prompts = prompts::read(args.prompts.as_deref(), &[&args.against, &args.bundle])?;
     let page = args.html.as_deref().map(PageFile::create).transpose()?;
-    let judged = open(&args.bundle, args.threads)?;
-    let reference = open(&args.against, args.threads)?;
+    let judged = open(&args.bundle, args.threads, &args.gpu)?;
+    let reference = open(&args.against, args.threads, &args.gpu.of_another())?;
     let (judged, reference) = (&judged.pipeline, &reference.pipeline);
     let size = size(args, judged, reference)?;
     let request = request(args, reference, size)?;

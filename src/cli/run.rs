@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use anyhow::bail;
 use clap::{Args as ClapArgs, ValueEnum};
 
+use super::engines::prepared;
 use super::interrupt::Interrupted;
 use super::{Answer, open};
 use crate::pending;
@@ -55,6 +56,8 @@ pub(super) struct Args {
     /// Threads of ONNX Runtime [default: one a core]
     #[arg(long, default_value_t = 0, hide_default_value = true, value_parser = super::threads())]
     threads: usize,
+    #[command(flatten)]
+    gpu: super::gpu::Gpu,
     /// Tell what each stage took: seconds and peak memory, as a table or as JSON on standard output
     #[arg(long, value_name = "FORM", num_args = 0..=1, require_equals = true, default_missing_value = "table")]
     stats: Option<StatsForm>,
@@ -86,9 +89,10 @@ fn run_one(args: &Args) -> anyhow::Result<Answer> {
     if let Some(path) = state.filter(|path| same_place(path, &args.output)) {
         bail!("`{}`: expected another file than the video's", path.display());
     }
-    let opened = open(&args.bundle, args.threads)?;
+    let opened = open(&args.bundle, args.threads, &args.gpu)?;
+    let request = args.wish.request(&opened.pipeline)?;
+    let opened = prepared(opened, [request.frames, request.height, request.width])?;
     let pipeline = &opened.pipeline;
-    let request = args.wish.request(pipeline)?;
     show::warn(pipeline, &request, "")?;
     let mut planned = Planned::new(&args.output, args.wish.fps, pipeline, &request)?;
     planned.saver = state.map(|path| Saver::new(path, pipeline, &request)).transpose()?;

@@ -35,8 +35,6 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
         On::Cuda => Device::Cuda,
     };
     let found = library(device)?;
-    // That it starts is part of the answer.
-    Runtime::start(device, 0)?;
     let mut out = std::io::stdout().lock();
     if args.json {
         let answer = json!({"version": VERSION, "library": found.path, "origin": found.origin});
@@ -51,5 +49,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
         };
         writeln!(out, "{} ({origin})", found.path.display())?;
     }
+    // That it starts is part of the answer.
+    Runtime::start(device, 0)?;
     Ok(Answer::Done)
 }

@@ -24,6 +24,8 @@ pub(super) struct Args {
     /// Threads of ONNX Runtime [default: one a core]
     #[arg(long, default_value_t = 0, hide_default_value = true, value_parser = super::threads())]
     threads: usize,
+    #[command(flatten)]
+    gpu: super::gpu::Gpu,
     /// Report as JSON on standard output
     #[arg(long)]
     json: bool,
@@ -31,7 +33,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     let reference = Reference::open(&args.reference)?;
-    let opened = open(&args.bundle, args.threads)?;
+    let opened = open(&args.bundle, args.threads, &args.gpu)?;
     let progress = Progress::lines();
     let rows = verify(&opened.pipeline, &reference, |what| progress.message(&format!("comparing {what}")))?;
     progress.clear();

@@ -18,8 +18,6 @@ pub enum EnginesError {
     Build(String),
     #[error("`{}`: expected an engine, found that the builder wrote none", .0.display())]
     Nothing(PathBuf),
-    #[error("`{graph}`, input `{input}`: expected a size made of frames, height and width, found `{size}`")]
-    Size { graph: String, input: String, size: String },
     #[error("interrupted")]
     Interrupted,
 }

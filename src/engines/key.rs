@@ -10,17 +10,17 @@ use serde::{Deserialize, Serialize};
 pub struct Key {
     /// The graph's path in its bundle, such as `transformer/model.onnx`: for people; its contents are in `graph`.
     pub file: String,
+    /// Frames, rows and columns of the videos it is for, such as `49x480x720`: for people; the sizes of its inputs are in `options`.
+    pub video: String,
     /// BLAKE3 of the ONNX file.
     pub graph: String,
     /// BLAKE3 of each file of weights that it reads, by path in the bundle.
     pub weights: BTreeMap<String, String>,
     /// What arithmetic is done in, such as `fp16`.
     pub precision: String,
-    /// Sizes of each input the engine is for.
-    pub shapes: BTreeMap<String, Vec<Range>>,
     /// ONNX Runtime's provider, such as `tensorrt`.
     pub provider: String,
-    /// Versions of all libraries that take part, by name.
+    /// Versions or hashes of all libraries that take part, by name.
     pub libraries: BTreeMap<String, String>,
     /// The GPU it is built on.
     pub gpu: Gpu,
@@ -38,18 +38,6 @@ pub struct Gpu {
     pub architecture: String,
     /// Version of the driver.
     pub driver: String,
-}
-
-/// Sizes of one input: the least, the ones to be fastest for, and the largest.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Range {
-    /// The least of each axis.
-    pub min: Vec<u64>,
-    /// What kernels are chosen for.
-    pub opt: Vec<u64>,
-    /// The largest of each axis.
-    pub max: Vec<u64>,
 }
 
 impl Key {
@@ -70,13 +58,12 @@ pub(super) mod tests {
 
     pub(crate) fn key() -> Key {
         let one = |name: &str, value: &str| BTreeMap::from([(name.to_string(), value.to_string())]);
-        let range = Range { min: vec![1, 2], opt: vec![1, 2], max: vec![2, 4] };
         Key {
             file: "transformer/model.onnx".into(),
+            video: "49x480x720".into(),
             graph: "a".repeat(64),
             weights: one("transformer/diffusion_pytorch_model.safetensors", "b"),
             precision: "fp16".into(),
-            shapes: BTreeMap::from([("hidden_states".into(), vec![range])]),
             provider: "tensorrt".into(),
             libraries: one("onnxruntime", "1.31.1"),
             gpu: Gpu { name: "H200".into(), architecture: "9.0".into(), driver: "580.1".into() },
@@ -92,8 +79,8 @@ pub(super) mod tests {
             |k| k.weights.values_mut().for_each(|hash| *hash = "c".into()),
             |k| k.weights.clear(),
             |k| k.precision = "bf16".into(),
-            |k| k.shapes.values_mut().for_each(|ranges| ranges[0].max[1] = 8),
-            |k| k.shapes.values_mut().for_each(|ranges| ranges.push(ranges[0].clone())),
+            |k| k.video = "17x480x720".into(),
+            |k| drop(k.options.insert("trt_profile_max_shapes".into(), "hidden_states:2x13x16x60x90".into())),
             |k| k.provider = "nvtensorrtrtx".into(),
             |k| k.libraries.values_mut().for_each(|version| *version = "1.32.0".into()),
             |k| k.gpu.name = "H100".into(),

@@ -156,6 +156,19 @@ impl Pipeline {
         Ok(LatentShape { shape, padding, skip })
     }
 
+    /// Check that videos of so many frames, rows and columns can be made from noise, or from an image.
+    ///
+    /// # Errors
+    /// A size the model cannot make.
+    pub fn check_size(&self, [frames, height, width]: [usize; 3]) -> Result<(), PipelineError> {
+        let mut request = Request { frames, height, width, ..self.request("")? };
+        self.check_sides(height, width)?;
+        if self.takes_image() {
+            request.start = Start::Image(ArrayD::zeros(ndarray::IxDyn(&[3, height, width])));
+        }
+        self.check(&request).map(drop)
+    }
+
     /// Check the size of a video in pixels; images and videos to start from can be resized to it then.
     ///
     /// # Errors

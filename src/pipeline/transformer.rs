@@ -4,8 +4,9 @@ use cogvx_graphs::config::DitConfig;
 use ndarray::{Array2, ArrayD, ArrayViewD, arr1};
 
 use super::PipelineError;
+use super::resident::Fed;
 use crate::positions::{RotaryGrid, rotary_3d, sincos_3d};
-use crate::runtime::{Input, Outputs, Session};
+use crate::runtime::{Input, Outputs, Runtime, Session};
 
 /// The offset that 1.5's image-to-video pipeline gives its model.
 const OFS: f32 = 2.0;
@@ -16,8 +17,12 @@ pub(super) const SAMPLE: &str = "sample";
 pub struct Transformer<'a> {
     session: Session,
     config: &'a DitConfig,
+    /// Where latents stay on the device, what makes the graphs for that.
+    resident: Option<&'a Runtime>,
     /// Position tables of the last size.
     positions: Option<Positions>,
+    /// What stays on the device from walk to walk.
+    kept: Option<Box<Fed>>,
 }
 
 /// Position tables and the size they were made for.
@@ -31,8 +36,20 @@ struct Positions {
 }
 
 impl<'a> Transformer<'a> {
-    pub(crate) fn new(session: Session, config: &'a DitConfig) -> Self {
-        Self { session, config, positions: None }
+    pub(crate) fn new(session: Session, config: &'a DitConfig, resident: Option<&'a Runtime>) -> Self {
+        Self { session, config, resident, positions: None, kept: None }
+    }
+
+    pub(super) fn config(&self) -> &DitConfig {
+        self.config
+    }
+
+    pub(super) fn session_and_kept(&mut self) -> (&mut Session, &mut Option<Box<Fed>>) {
+        (&mut self.session, &mut self.kept)
+    }
+
+    pub(super) fn resident(&self) -> Option<&'a Runtime> {
+        self.resident
     }
 
     /// The graph.
@@ -68,16 +85,7 @@ impl<'a> Transformer<'a> {
         text: &ArrayViewD<'_, f32>,
         timestep: i64,
     ) -> Result<Outputs, PipelineError> {
-        let grid = self.grid(latents)?;
-        let (batch, embedding) = (latents.shape()[0], self.config.text_embed_dim);
-        let &[_, tokens, _] = text.shape() else { return Err(wrong_text(text, batch, embedding)) };
-        if text.shape() != [batch, tokens, embedding] {
-            return Err(wrong_text(text, batch, embedding));
-        }
-        let positions = match self.positions.take() {
-            Some(made) if made.grid == grid && made.text == tokens => made,
-            _ => Positions { grid, text: tokens, tables: self.tables(grid, tokens)? },
-        };
+        let positions = self.positions_of(latents, text)?;
         let (timestep, ofs) = (arr1(&[timestep as f32]).into_dyn(), arr1(&[OFS]).into_dyn());
         let mut inputs = vec![
             ("hidden_states", Input::Float(latents.view())),
@@ -98,6 +106,40 @@ impl<'a> Transformer<'a> {
             return Err(PipelineError::Shape { name, expected, found });
         }
         Ok(outputs)
+    }
+
+    /// What the graph is fed with in every step of a walk, but for latents and timestep.
+    pub(super) fn numbers(
+        &mut self,
+        latents: &ArrayD<f32>,
+        text: &ArrayD<f32>,
+    ) -> Result<Vec<(&'static str, ArrayD<f32>)>, PipelineError> {
+        let positions = self.positions_of(&latents.view(), &text.view())?;
+        let mut numbers = positions.tables.clone();
+        self.positions = Some(positions);
+        numbers.push(("encoder_hidden_states", text.clone()));
+        if self.config.ofs_embed_dim.is_some() {
+            numbers.push(("ofs", arr1(&[OFS]).into_dyn()));
+        }
+        Ok(numbers)
+    }
+
+    /// Position tables for latents and text, found to fit the model; those of the last size are taken from where they were left.
+    fn positions_of(
+        &mut self,
+        latents: &ArrayViewD<'_, f32>,
+        text: &ArrayViewD<'_, f32>,
+    ) -> Result<Positions, PipelineError> {
+        let grid = self.grid(latents)?;
+        let (batch, embedding) = (latents.shape()[0], self.config.text_embed_dim);
+        let &[_, tokens, _] = text.shape() else { return Err(wrong_text(text, batch, embedding)) };
+        if text.shape() != [batch, tokens, embedding] {
+            return Err(wrong_text(text, batch, embedding));
+        }
+        Ok(match self.positions.take() {
+            Some(made) if made.grid == grid && made.text == tokens => made,
+            _ => Positions { grid, text: tokens, tables: self.tables(grid, tokens)? },
+        })
     }
 
     /// Patches `[frames, rows, columns]` of latents.

@@ -7,6 +7,8 @@ use super::PipelineError;
 use super::tiling::{Tiles, blend, crop, end};
 use crate::runtime::{Input, Outputs, Session, State};
 
+/// What a call leaves for the next one ends so.
+const CACHE: &str = ".cache";
 const FRAMES: Axis = Axis(2);
 const ROWS: Axis = Axis(3);
 const COLUMNS: Axis = Axis(4);
@@ -168,7 +170,7 @@ impl Vae {
             let graph = if start == 0 { &mut self.first } else { &mut self.next };
             let mut inputs = vec![(self.input, Input::Float(chunk.view()))];
             inputs.extend(caches.iter().map(|(name, state)| (name.as_str(), Input::State(state))));
-            let outputs = graph.run(&inputs)?;
+            let outputs = graph.run_keeping(&inputs, CACHE)?;
             ran(&outputs);
             let result = outputs.array(self.output)?;
             if !matches!(result.shape(), &[b, (1..), (1..), (1..), (1..)] if b == batch) {
@@ -177,7 +179,7 @@ impl Vae {
             }
             each(result)?;
             // What a call leaves as `<layer>.cache` is the next one's `<layer>.past`.
-            caches = outputs.into_states(".cache").map(|(layer, state)| (format!("{layer}.past"), state)).collect();
+            caches = outputs.into_states(CACHE).map(|(layer, state)| (format!("{layer}.past"), state)).collect();
             (start, end) = (end, end + self.chunk);
         }
         Ok(())

@@ -4,11 +4,13 @@ use ndarray::{ArrayD, Axis, IxDyn, Slice};
 
 use super::shortcuts::{Memory, Way};
 use super::transformer::SAMPLE;
-use super::{LatentShape, Observer, Pipeline, PipelineError, Request, Runs, Started, Transformer, finite};
+use super::{
+    LatentShape, Observer, Pipeline, PipelineError, Reads, Request, Runs, Shortcuts, Started, Transformer, finite,
+};
 use crate::rng::TorchGenerator;
 use crate::scheduler::{Sampler, guidance_scale, guide_by, guide_into};
 
-const CHANNELS: Axis = Axis(2);
+pub(super) const CHANNELS: Axis = Axis(2);
 
 /// A run between two of its steps: with the bundle and the request, all that the rest of it depends on.
 #[derive(Clone, Debug)]
@@ -67,21 +69,6 @@ impl Walk {
         latents
     }
 
-    /// Room for what the transformer reads, with what stands on the channels after the latents.
-    fn input(&self, guided: bool) -> ArrayD<f32> {
-        let mut shape = self.latents.shape().to_vec();
-        let own = shape[2];
-        shape[0] = if guided { 2 } else { 1 };
-        shape[2] += self.image_latents.as_ref().map_or(0, |image| image.len_of(CHANNELS));
-        let mut input = ArrayD::zeros(IxDyn(&shape));
-        if let Some(image) = &self.image_latents {
-            for mut sample in input.axis_chunks_iter_mut(Axis(0), 1) {
-                sample.slice_axis_mut(CHANNELS, Slice::from(own..)).assign(image);
-            }
-        }
-        input
-    }
-
     /// The guided prediction from what the transformer gave, with the prompt and, before that, perhaps without.
     fn guide(&mut self, request: &Request, step: usize, output: &[f32], scale: f64, guided: &mut Vec<f32>) {
         if output.len() == self.latents.len() {
@@ -125,9 +112,26 @@ impl Pipeline {
     }
 }
 
+/// Room for what the transformer reads in a step: latents, once for each prediction, and the image after them.
+pub(super) fn transformer_input(walk: &Walk, guided: bool) -> ArrayD<f32> {
+    let own = walk.latents.len_of(CHANNELS);
+    let mut shape = walk.latents.shape().to_vec();
+    shape[0] = if guided { 2 } else { 1 };
+    shape[2] += walk.image_latents.as_ref().map_or(0, |image| image.len_of(CHANNELS));
+    let mut input = ArrayD::zeros(IxDyn(&shape));
+    for mut sample in input.axis_chunks_iter_mut(Axis(0), 1) {
+        let (mut latents, mut rest) = sample.view_mut().split_at(CHANNELS, own);
+        latents.assign(&walk.latents);
+        if let Some(image) = &walk.image_latents {
+            rest.assign(image);
+        }
+    }
+    input
+}
+
 impl Transformer<'_> {
-    /// Take the steps that are left. Between two runs of the graph nothing of the latents' size is allocated: memory fetched
-    /// anew takes longer than the arithmetic.
+    /// Take the steps that are left: with latents that stay on the device, if that was chosen, the observer does not look into the
+    /// graph's outputs and steps leave nothing out, or else here.
     pub(crate) fn denoise(
         &mut self,
         request: &Request,
@@ -135,8 +139,25 @@ impl Transformer<'_> {
         walk: &mut Walk,
         observer: &mut dyn Observer,
     ) -> Result<(), PipelineError> {
+        match self.resident() {
+            Some(runtime) if observer.reads() != Reads::Outputs && request.shortcuts == Shortcuts::default() => {
+                self.denoise_resident(runtime, request, text, walk, observer)
+            }
+            _ => self.denoise_here(request, text, walk, observer),
+        }
+    }
+
+    /// Take the steps that are left. Between two runs of the graph nothing of the latents' size is allocated: memory fetched
+    /// anew takes longer than the arithmetic.
+    fn denoise_here(
+        &mut self,
+        request: &Request,
+        text: &ArrayD<f32>,
+        walk: &mut Walk,
+        observer: &mut dyn Observer,
+    ) -> Result<(), PipelineError> {
         let (guided, steps) = (request.is_guided(), walk.steps());
-        let mut input = walk.input(guided);
+        let mut input = transformer_input(walk, guided);
         let mut made = vec![];
         while !walk.is_done() {
             let step = walk.done();

@@ -171,9 +171,27 @@ fn install(build: Build, folder: &Path) -> Result<(), LibraryError> {
     }
 }
 
+/// Files of the libraries with these beginnings of names that this process has loaded; nothing where the system does not tell.
+pub(super) fn loaded<'a>(names: &[&'a str]) -> Vec<(&'a str, PathBuf)> {
+    let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    let path = |line: &str| line.split_once('/').map(|(_, rest)| PathBuf::from(format!("/{rest}")));
+    let paths: Vec<_> = maps.lines().filter_map(path).collect();
+    let is_of =
+        |path: &Path, name: &str| path.file_name().and_then(|f| f.to_str()).is_some_and(|f| f.starts_with(name));
+    names.iter().filter_map(|name| Some((*name, paths.iter().find(|path| is_of(path, name))?.clone()))).collect()
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{Build, VERSION};
+    use super::{Build, VERSION, loaded};
+
+    #[test]
+    fn libraries_that_are_loaded_are_known_by_their_files() {
+        let found = loaded(&["libc.so", "libcogvx-nothing.so"]);
+        if cfg!(all(target_os = "linux", target_env = "gnu")) {
+            assert!(found.len() == 1 && found[0].0 == "libc.so" && found[0].1.is_file(), "{found:?}");
+        }
+    }
 
     #[test]
     fn pip_is_asked_for_this_version_with_the_hash_of_each_wheel() {

@@ -1,5 +1,6 @@
 //! From what the model means to the ONNX operators a target runs fast.
 
+mod bfloat16;
 mod quantized;
 mod upsampled;
 
@@ -147,6 +148,9 @@ impl Lower {
     }
 
     fn upsample<'g>(&mut self, x: Value<'g>, factors: &[usize], to: &[Dim]) -> Value<'g> {
+        if self.lacks_kernels(x.dtype()) {
+            return self.repeated(x, factors, to);
+        }
         // ONNX Runtime's Resize is fast on four axes and slow on five: the leading axes, unchanged, count as one.
         let leading = factors.iter().take_while(|&&f| f == 1).count().min(factors.len().saturating_sub(2));
         let folded = |dims: &[Dim]| {
@@ -200,15 +204,23 @@ impl Lower {
         let (out, shape) = (x.graph, x.shape());
         let elements = &Dim::product(&shape[1..]) / groups;
         let grouped = self.reshape(x, &[shape[0].clone(), Dim::Fixed(groups), elements]);
-        // CUDA has no bfloat16 kernel for it.
-        let dtype = if self.target == Target::Cuda && x.dtype() == DType::BF16 { DType::F32 } else { x.dtype() };
-        let grouped = cast(grouped, dtype);
+        if self.lacks_kernels(x.dtype()) {
+            return self.reshape(bfloat16::normalized(grouped, epsilon), &shape);
+        }
         let (ones, zeros) = (vec![1.0; groups], vec![0.0; groups]);
-        let parameters = [out.floats(&[groups], &ones), out.floats(&[groups], &zeros)].map(|p| Some(cast(p, dtype)));
+        let parameters =
+            [out.floats(&[groups], &ones), out.floats(&[groups], &zeros)].map(|p| Some(cast(p, x.dtype())));
         let inputs = [Some(grouped), parameters[0], parameters[1]];
-        let r#type = Type::new(dtype, grouped.shape());
-        let y = emit("", "InstanceNormalization", 6, vec![("epsilon", Float(epsilon))], &inputs, vec![r#type], out)[0];
-        self.reshape(cast(y, x.dtype()), &shape)
+        let y = emit(
+            "",
+            "InstanceNormalization",
+            6,
+            vec![("epsilon", Float(epsilon))],
+            &inputs,
+            vec![grouped.r#type()],
+            out,
+        )[0];
+        self.reshape(y, &shape)
     }
 
     /// The fused form: CPU keeps `O(tokens)` memory and CUDA picks cuDNN's kernel for `com.microsoft.MultiHeadAttention`

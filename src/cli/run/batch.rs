@@ -12,11 +12,29 @@ use super::lines::{Form, Line, read};
 use super::saver::Saver;
 use super::watcher::{Planned, Watcher};
 use super::{Answer, Args, StatsForm, how_to_go_on, is_free, same_place, show};
+use crate::cli::engines::prepared;
 use crate::cli::interrupt::Interrupted;
 use crate::cli::open;
 use crate::pipeline::{Job, Pipeline, PipelineError};
-use crate::runtime::RuntimeError;
+use crate::runtime::{Device, RuntimeError};
 use crate::stats::Stats;
+
+/// The one size of all videos, where they are made with TensorRT: its engines are loaded once, and have one.
+fn size(lines: &[Line], pipeline: &Pipeline) -> anyhow::Result<Option<[usize; 3]>> {
+    if pipeline.runtime().device() != Device::TensorRt {
+        return Ok(None);
+    }
+    let own = pipeline.request("")?;
+    let mut sizes = lines.iter().map(|Line { wish, .. }| {
+        [wish.frames.unwrap_or(own.frames), wish.height.unwrap_or(own.height), wish.width.unwrap_or(own.width)]
+    });
+    let first = sizes.next();
+    if let (Some(first), Some(other)) = (first, sizes.find(|size| Some(*size) != first)) {
+        let [first, other] = [first, other].map(|size| size.map(|n| n.to_string()).join("x"));
+        bail!("with TensorRT: expected videos of one size, found {first} and {other}: make a batch of each size");
+    }
+    Ok(first)
+}
 
 /// What became of a video.
 enum Outcome {
@@ -45,7 +63,11 @@ pub(super) fn run(args: &Args, prompts: &Path) -> anyhow::Result<Answer> {
     if args.output.exists() && !args.output.is_dir() {
         bail!("`{}`: expected a folder for the videos, found a file", args.output.display());
     }
-    let opened = open(&args.bundle, args.threads)?;
+    let opened = open(&args.bundle, args.threads, &args.gpu)?;
+    let opened = match size(&lines, &opened.pipeline)? {
+        Some(size) => prepared(opened, size)?,
+        None => opened,
+    };
     let made_folders = [Some(&args.output), states].into_iter().flatten().map(|path| Folder::new(path));
     let _made_folders = made_folders.collect::<anyhow::Result<Vec<_>>>()?;
 

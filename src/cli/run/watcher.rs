@@ -9,7 +9,7 @@ use ndarray::ArrayD;
 
 use super::saver::Saver;
 use crate::cli::progress::{Progress, say};
-use crate::pipeline::{Observer, Pipeline, PipelineError, Request, Runs, Shortcuts, Stage, Walk};
+use crate::pipeline::{Observer, Pipeline, PipelineError, Reads, Request, Runs, Shortcuts, Stage, Walk};
 use crate::runtime::Outputs;
 use crate::stats::Stats;
 use crate::video::{FrameSink, VideoError, open_sink, to_rgb8};
@@ -130,6 +130,11 @@ impl<'a> Watcher<'a> {
 }
 
 impl Observer for Watcher<'_> {
+    fn reads(&self) -> Reads {
+        let saves = self.videos.borrow().iter().flatten().any(|video| video.saver.is_some());
+        if saves { Reads::Steps } else { Reads::Nothing }
+    }
+
     fn stage(&mut self, stage: Stage) {
         self.clear();
         if let Some(stats) = &mut self.stats {

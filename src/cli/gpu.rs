@@ -1,0 +1,125 @@
+//! `--device`, `--gpu-memory`, `--cuda-graph`, `--fallback`: how bundles for GPUs run.
+
+use anyhow::bail;
+use clap::{Args, ValueEnum};
+
+use super::progress::say;
+use crate::bundle::Manifest;
+use crate::pipeline;
+use crate::runtime::{CudaOptions, Device, Runtime, RuntimeError, Setup, TensorRtOptions};
+
+/// How a bundle for a GPU runs.
+#[derive(Args, Clone, Default)]
+pub(super) struct Gpu {
+    /// Which GPU, as `nvidia-smi` counts them from 0 [default: 0]
+    #[arg(long, value_name = "N", help_heading = "GPU")]
+    device: Option<u32>,
+    /// Most memory for what is computed, such as 8GB; weights come beside it
+    #[arg(long = "gpu-memory", help_heading = "GPU", value_name = "BYTES", value_parser = bytes)]
+    memory: Option<u64>,
+    /// Record the transformer's kernels once and start them all together, where the bundle has fixed sizes
+    #[arg(long, help_heading = "GPU")]
+    cuda_graph: bool,
+    /// Where to run if the GPU cannot be used; without it that is an error
+    #[arg(long, value_name = "DEVICE", help_heading = "GPU")]
+    fallback: Option<Fallback>,
+    /// The bundle need not be for a GPU.
+    #[arg(skip)]
+    any: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Fallback {
+    Cpu,
+}
+
+impl Gpu {
+    /// The same for a bundle that is only compared with.
+    pub fn of_another(&self) -> Self {
+        Self { any: true, ..self.clone() }
+    }
+
+    /// ONNX Runtime for the bundle of `manifest`.
+    pub fn start(&self, manifest: &Manifest, threads: usize) -> anyhow::Result<Runtime> {
+        let setup = self.setup(&manifest.target)?;
+        match Runtime::start(setup, threads) {
+            Err(RuntimeError::Device(why)) if self.fallback == Some(Fallback::Cpu) => {
+                if manifest.accuracy == "bf16" {
+                    bail!(
+                        "{why}; `--fallback cpu`: expected graphs of fp16 or fp32, found bf16: export with `--target cpu`"
+                    );
+                }
+                say(&format!("warning: {why}: the processor takes over"));
+                Ok(Runtime::start(Device::Cpu, threads)?)
+            }
+            started => Ok(started?),
+        }
+    }
+
+    /// ONNX Runtime on the GPU, without TensorRT.
+    pub fn start_cuda(&self) -> anyhow::Result<Runtime> {
+        Ok(Runtime::start(self.setup("cuda")?, 0)?)
+    }
+
+    fn setup(&self, target: &str) -> anyhow::Result<Setup> {
+        let cuda = CudaOptions { device: self.device.unwrap_or(0), memory_limit: self.memory, graphs: self.cuda_graph };
+        match pipeline::device(target) {
+            Device::Cuda => Ok(Setup::Cuda(cuda)),
+            Device::TensorRt => Ok(Setup::TensorRt(Box::new(TensorRtOptions { cuda, ..TensorRtOptions::default() }))),
+            Device::Cpu => {
+                let asked = [
+                    ("device", self.device.is_some()),
+                    ("gpu-memory", self.memory.is_some()),
+                    ("cuda-graph", self.cuda_graph),
+                ];
+                if let Some((option, _)) = asked.iter().find(|(_, asked)| *asked && !self.any) {
+                    bail!(
+                        "`--{option}`: expected a bundle exported with `--target cuda` or `tensorrt`, found one for `{target}`"
+                    );
+                }
+                Ok(Setup::Cpu)
+            }
+        }
+    }
+}
+
+/// A number of bytes: `8GB`, `512MB`, `6GiB` or `1000000`.
+fn bytes(text: &str) -> Result<u64, String> {
+    const UNITS: [(&str, u64); 6] =
+        [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("GB", 1_000_000_000), ("MB", 1_000_000), ("KB", 1000)];
+    let unit = UNITS.iter().find_map(|(unit, factor)| Some((text.strip_suffix(unit)?, *factor)));
+    let (number, factor) = unit.unwrap_or((text, 1));
+    let number: u64 = number.trim().parse().map_err(|_| "expected a whole number of bytes, such as 8GB")?;
+    number
+        .checked_mul(factor)
+        .filter(|bytes| *bytes > 0)
+        .ok_or_else(|| "expected at least one byte and fewer than 2^64".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_asked_for_in_any_unit() {
+        for (text, expected) in [("8GB", 8_000_000_000), ("512 MiB", 512 << 20), ("1", 1), ("2KB", 2000)] {
+            assert_eq!(bytes(text), Ok(expected), "{text}");
+        }
+        for text in ["", "GB", "-1GB", "8G", "1.5GB", "0", "99999999999GB"] {
+            assert!(bytes(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn options_of_gpus_are_refused_for_other_bundles() {
+        let gpu = Gpu { device: Some(1), ..Gpu::default() };
+        let said = gpu.setup("cpu").expect_err("no GPU there").to_string();
+        assert_eq!(
+            said,
+            "`--device`: expected a bundle exported with `--target cuda` or `tensorrt`, found one for `cpu`"
+        );
+        let cuda = CudaOptions { device: 1, ..CudaOptions::default() };
+        assert_eq!(gpu.setup("cuda").ok(), Some(Setup::Cuda(cuda)));
+        assert_eq!(Gpu::default().setup("cpu").ok(), Some(Setup::Cpu));
+    }
+}
