@@ -5,6 +5,7 @@ pub mod bundle;
 pub mod calibrate;
 pub mod cli;
 pub mod export;
+mod page;
 mod pending;
 pub mod picture;
 pub mod pipeline;
