@@ -85,9 +85,13 @@ impl Transformer<'_> {
         observer: &mut dyn Observer,
     ) -> Result<(), PipelineError> {
         let guided = request.is_guided();
+        let apart = guided && request.sequential_guidance;
         let (steps, own) = (walk.steps(), walk.latents.len_of(CHANNELS));
+        // The texts of each run of the graph.
+        let texts = if apart { text.axis_chunks_iter(Axis(0), 1).map(|t| t.to_owned()).collect() } else { vec![] };
+        let texts = if apart { &texts[..] } else { std::slice::from_ref(text) };
         let mut shape = walk.latents.shape().to_vec();
-        shape[0] = if guided { 2 } else { 1 };
+        shape[0] = texts[0].len_of(Axis(0));
         shape[2] += walk.image_latents.as_ref().map_or(0, |image| image.len_of(CHANNELS));
         let mut input = ArrayD::zeros(IxDyn(&shape));
         if let Some(image) = &walk.image_latents {
@@ -95,20 +99,27 @@ impl Transformer<'_> {
                 sample.slice_axis_mut(CHANNELS, Slice::from(own..)).assign(image);
             }
         }
-        let mut guided_output = vec![];
+        let (mut without_prompt, mut guided_output) = (vec![], vec![]);
         while !walk.is_done() {
             let step = walk.done();
             let timestep = walk.sampler.timesteps()[step];
             for mut sample in input.axis_chunks_iter_mut(Axis(0), 1) {
                 sample.slice_axis_mut(CHANNELS, Slice::from(..own)).assign(&walk.latents);
             }
-            let outputs = self.run(&input, text, timestep)?;
+            let mut outputs = self.run(&input, &texts[0], timestep)?;
             observer.ran("transformer", step, steps, &outputs);
+            if apart {
+                without_prompt.clear();
+                without_prompt.extend_from_slice(outputs.view(SAMPLE)?.as_slice().unwrap_or_default());
+                outputs = self.run(&input, &texts[1], timestep)?;
+                observer.ran("transformer", step, steps, &outputs);
+            }
             let prediction = outputs.view(SAMPLE)?;
             let prediction = prediction.as_slice().unwrap_or_default();
             let latents = walk.latents.as_slice_mut().expect("made in standard order");
             let prediction = if guided {
-                let (uncond, text) = prediction.split_at(prediction.len() / 2);
+                let halves = prediction.split_at(prediction.len() / 2);
+                let (uncond, text) = if apart { (&without_prompt[..], prediction) } else { halves };
                 let scale = guidance_scale(timestep, request.guidance, request.dynamic_cfg, steps);
                 guide_into(&mut guided_output, uncond, text, scale);
                 &guided_output

@@ -56,6 +56,9 @@ pub(super) struct Wish {
     /// Frames a second
     #[arg(long, default_value_t = FPS)]
     pub fps: f64,
+    /// Run the transformer with and without the prompt one after the other, not together: less memory for what it computes
+    #[arg(long)]
+    pub sequential_guidance: bool,
     /// Decode the video, and encode what it starts from, in tiles as diffusers' `enable_tiling()`: less memory, more time
     #[arg(long)]
     pub vae_tiling: bool,
@@ -69,7 +72,7 @@ pub(super) enum Sampler {
 
 impl Wish {
     /// Names of the fields of a line: those of the options, as Python writes them.
-    pub const FIELDS: [&str; 15] = [
+    pub const FIELDS: [&str; 16] = [
         "prompt",
         "negative_prompt",
         "seed",
@@ -84,6 +87,7 @@ impl Wish {
         "width",
         "scheduler",
         "fps",
+        "sequential_guidance",
         "vae_tiling",
     ];
 
@@ -110,6 +114,7 @@ impl Wish {
                 self.scheduler = Some(Sampler::from_str(name, false).map_err(|_| "`ddim` or `dpm`")?);
             }
             "fps" => self.fps = number(value)?,
+            "sequential_guidance" => self.sequential_guidance = truth(value)?,
             "vae_tiling" => self.vae_tiling = truth(value)?,
             _ => unreachable!("one of `FIELDS`"),
         }
@@ -124,6 +129,7 @@ impl Wish {
         request.steps = self.steps;
         request.guidance = self.guidance;
         request.dynamic_cfg = self.dynamic_cfg;
+        request.sequential_guidance = self.sequential_guidance;
         request.vae_tiling = self.vae_tiling;
         request.frames = self.frames.unwrap_or(request.frames);
         request.height = self.height.unwrap_or(request.height);
