@@ -4,9 +4,12 @@ mod aside;
 mod bench;
 mod calibrate;
 mod export;
+mod inspect;
 mod interrupt;
 mod layers;
 mod loras;
+mod memory;
+mod plan;
 mod progress;
 mod prompts;
 mod quality;
@@ -47,6 +50,8 @@ enum Command {
     Verify(verify::Args),
     Run(run::Args),
     Quality(quality::Args),
+    Inspect(inspect::Args),
+    Plan(plan::Args),
     Bench(bench::Args),
     Calibrate(calibrate::Args),
     Sensitivity(sensitivity::Args),
@@ -79,6 +84,8 @@ pub fn main() -> ExitCode {
         Command::Verify(args) => verify::run(args),
         Command::Run(args) => run::run(args),
         Command::Quality(args) => quality::run(args),
+        Command::Inspect(args) => inspect::run(args),
+        Command::Plan(args) => plan::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Calibrate(args) => calibrate::run(args),
         Command::Sensitivity(args) => sensitivity::run(args),

@@ -1,14 +1,17 @@
 //! CogVideoX checkpoints to ONNX engines, and prompts to videos, without Python or PyTorch.
 
 pub mod bench;
+pub mod blueprint;
 pub mod bundle;
 pub mod calibrate;
 pub mod cli;
 pub mod export;
+pub mod inspect;
 mod page;
 mod pending;
 pub mod picture;
 pub mod pipeline;
+pub mod plan;
 pub mod positions;
 pub mod quality;
 pub mod rng;

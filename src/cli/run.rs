@@ -1,6 +1,7 @@
 //! `cogvx run`.
 
 mod batch;
+mod limit;
 mod lines;
 mod saver;
 mod show;
@@ -52,6 +53,12 @@ pub(super) struct Args {
     /// Go on from the file (or folder) of `--save-state`, and write it further; all else as it was
     #[arg(long, value_name = "FILE")]
     resume: Option<PathBuf>,
+    /// Take at most this much memory, such as 8GB, as `cogvx plan` predicts it
+    ///
+    /// Where it takes more than that otherwise, guidance runs the transformer twice a step, and the VAE works in tiles, which makes
+    /// a slightly other video. Weights do not count: they are mapped from files.
+    #[arg(long, value_name = "BYTES", value_parser = super::memory::parse)]
+    max_memory: Option<u64>,
     /// Threads of ONNX Runtime [default: one a core]
     #[arg(long, default_value_t = 0, hide_default_value = true, value_parser = super::threads())]
     threads: usize,
@@ -88,7 +95,7 @@ fn run_one(args: &Args) -> anyhow::Result<Answer> {
     }
     let opened = open(&args.bundle, args.threads)?;
     let pipeline = &opened.pipeline;
-    let request = args.wish.request(pipeline)?;
+    let request = limit::within(args, pipeline, args.wish.request(pipeline)?, "")?;
     show::warn(pipeline, &request, "")?;
     let mut planned = Planned::new(&args.output, args.wish.fps, pipeline, &request)?;
     planned.saver = state.map(|path| Saver::new(path, pipeline, &request)).transpose()?;
