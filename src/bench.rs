@@ -15,6 +15,7 @@ use crate::rng::TorchGenerator;
 use crate::runtime::{Input, NodeRun, Session};
 use crate::stats::{Memory, Meter, cpu_seconds};
 
+pub(crate) use groups::kind_of;
 pub use groups::{GroupTime, by_kind, by_operator};
 pub use looped::{LoopTiming, time_loop};
 pub use verdict::{Verdict, kept_float, verdict};

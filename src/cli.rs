@@ -8,9 +8,12 @@ mod compile;
 mod engines;
 mod export;
 mod gpu;
+mod inspect;
 mod interrupt;
 mod layers;
 mod loras;
+mod memory;
+mod plan;
 mod progress;
 mod prompts;
 mod quality;
@@ -52,6 +55,8 @@ enum Command {
     Verify(verify::Args),
     Run(run::Args),
     Quality(quality::Args),
+    Inspect(inspect::Args),
+    Plan(plan::Args),
     Bench(bench::Args),
     Calibrate(calibrate::Args),
     Sensitivity(sensitivity::Args),
@@ -86,6 +91,8 @@ pub fn main() -> ExitCode {
         Command::Verify(args) => verify::run(args),
         Command::Run(args) => run::run(args),
         Command::Quality(args) => quality::run(args),
+        Command::Inspect(args) => inspect::run(args),
+        Command::Plan(args) => plan::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Calibrate(args) => calibrate::run(args),
         Command::Sensitivity(args) => sensitivity::run(args),

@@ -13,7 +13,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use cogvx_calibration::observe::Observe;
-use cogvx_calibration::plan::Scheme;
+use cogvx_calibration::plan::{Plan, Scheme};
 use cogvx_calibration::quantize::Quantize;
 use cogvx_calibration::table::Table;
 use cogvx_graphs::config::{DitConfig, PipelineClass, PipelineIndex, T5Config, VaeConfig};
@@ -79,11 +79,11 @@ pub struct GraphReport {
 }
 
 /// The configurations of a checkpoint, found to fit together.
-struct Configs {
-    index: PipelineIndex,
-    text: T5Config,
-    dit: DitConfig,
-    vae: VaeConfig,
+pub(crate) struct Configs {
+    pub index: PipelineIndex,
+    pub text: T5Config,
+    pub dit: DitConfig,
+    pub vae: VaeConfig,
 }
 
 /// Export `checkpoint`, a diffusers-layout directory, to the bundle `output`.
@@ -183,7 +183,7 @@ fn open_loras(checkpoint: &Path, options: &ExportOptions) -> Result<Merges, Expo
 }
 
 /// Read and check everything but the weights.
-fn read_configs(checkpoint: &Path) -> Result<Configs, ExportError> {
+pub(crate) fn read_configs(checkpoint: &Path) -> Result<Configs, ExportError> {
     let index_file = checkpoint.join("model_index.json");
     let index = PipelineIndex::from_json(&index_file)?;
     let [text_file, dit_file, vae_file] =
@@ -337,12 +337,8 @@ impl Exporter<'_> {
             });
             let observed = observed.transpose().map_err(failed)?;
             let graph = observed.as_ref().unwrap_or(graph);
-            let graph = match &plan {
-                Some(plan) => &pass::run(&mut Quantize::new(plan, graph), graph).map_err(failed)?,
-                None => graph,
-            };
-            let graph = pass::run(&mut Precision::new(compute, self.options.precision), graph).map_err(failed)?;
-            lowered.push((*name, pass::run(&mut Lower::new(self.options.target), &graph).map_err(failed)?));
+            let made = lower(graph, plan.as_ref(), compute, self.options.precision, self.options.target);
+            lowered.push((*name, made.map_err(failed)?));
         }
         let mut storage = Storage::plan(
             weights,
@@ -368,6 +364,21 @@ impl Exporter<'_> {
         self.components.insert(component.name().into(), bundle::Component { graphs: files, weights });
         Ok(())
     }
+}
+
+/// The graph that runs: `graph` with the layers of `plan` quantized, in these precisions of arithmetic and storage, written for
+/// `target`.
+pub(crate) fn lower(
+    graph: &Graph,
+    plan: Option<&Plan>,
+    compute: DType,
+    stored: Option<DType>,
+    target: Target,
+) -> Result<Graph, Vec<Problem>> {
+    let quantized = plan.map(|plan| pass::run(&mut Quantize::new(plan, graph), graph)).transpose()?;
+    let graph = quantized.as_ref().unwrap_or(graph);
+    let graph = pass::run(&mut Precision::new(compute, stored), graph)?;
+    pass::run(&mut Lower::new(target), &graph)
 }
 
 fn ports(values: &[(String, cogvx_graphs::op::Type)]) -> Vec<bundle::Port> {

@@ -1,15 +1,19 @@
 //! CogVideoX checkpoints to ONNX engines, and prompts to videos, without Python or PyTorch.
 
 pub mod bench;
+pub mod blueprint;
 pub mod bundle;
 pub mod calibrate;
 pub mod cli;
 pub mod engines;
 pub mod export;
 pub mod gpu;
+pub mod inspect;
+mod page;
 mod pending;
 pub mod picture;
 pub mod pipeline;
+pub mod plan;
 pub mod positions;
 pub mod preflight;
 pub mod quality;

@@ -35,6 +35,7 @@ pub use state::{RunId, RunState, StateError};
 pub use tiling::Tiles;
 pub use transformer::Transformer;
 pub use vae::Vae;
+pub(crate) use vae::decoded_frames;
 pub use walk::Walk;
 
 /// The text encoder's name in bundles.

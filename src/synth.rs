@@ -1,6 +1,6 @@
 //! Checkpoints of random weights in the layout of the published ones, for benchmarks, capacity planning and tests.
 
-mod needs;
+pub(crate) mod needs;
 mod published;
 mod recipe;
 mod shards;
@@ -18,7 +18,7 @@ use cogvx_graphs::{BuildError, DType};
 use serde_json::Value;
 
 pub use published::Published;
-use recipe::Recipe;
+pub(crate) use recipe::Recipe;
 use shards::Shards;
 
 use crate::bundle::{BundleError, Place};

@@ -80,6 +80,22 @@ fn alone(pipeline: &Pipeline, request: &Request) -> Vec<f32> {
 }
 
 #[test]
+fn guidance_one_after_the_other_gives_the_same_video() {
+    for name in ["2b-fp32", "2b-bf16", "5b", "5b-i2v", "1.5-i2v"] {
+        let (_folder, pipeline) = opened(name);
+        for scheduler in [Kind::Ddim, Kind::Dpm] {
+            let request = request(&pipeline, "a red boat", 3, scheduler);
+            assert!(request.is_guided());
+            let together = alone(&pipeline, &request);
+            let apart = alone(&pipeline, &Request { sequential_guidance: true, ..request.clone() });
+            assert_eq!(together, apart, "{name}, {scheduler:?}");
+            let alone = alone(&pipeline, &Request { guidance: 1.0, sequential_guidance: true, ..request });
+            assert_ne!(together, alone, "{name}: guidance does something");
+        }
+    }
+}
+
+#[test]
 fn a_batch_gives_each_video_as_it_is_alone_in_any_order_and_loads_each_graph_once() {
     for name in ["2b-fp32", "5b-i2v"] {
         let (_folder, pipeline) = opened(name);

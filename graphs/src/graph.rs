@@ -45,14 +45,21 @@ impl Weight {
     /// The initializer's name: the checkpoint's key and, where quantized, what of it.
     #[must_use]
     pub fn initializer(&self) -> String {
-        let suffix = match self.part {
-            WeightPart::Whole => "",
-            WeightPart::Values => "_quantized",
-            WeightPart::Scales => "_scale",
-            WeightPart::ZeroPoints => "_zero_point",
-            WeightPart::Bias => "_bias",
-        };
-        format!("{}{suffix}", self.name)
+        format!("{}{}", self.name, self.part.suffix())
+    }
+}
+
+impl WeightPart {
+    /// What its initializer's name ends with.
+    #[must_use]
+    pub const fn suffix(self) -> &'static str {
+        match self {
+            Self::Whole => "",
+            Self::Values => "_quantized",
+            Self::Scales => "_scale",
+            Self::ZeroPoints => "_zero_point",
+            Self::Bias => "_bias",
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! and target; [`onnx`] writes it. Nothing here runs a graph.
 
 pub mod config;
+pub mod cost;
 mod dim;
 mod dtype;
 mod error;

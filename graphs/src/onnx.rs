@@ -1,6 +1,7 @@
 //! A lowered graph as an ONNX model, and such a model read back.
 
 mod external;
+pub(crate) mod order;
 mod read;
 #[cfg(test)]
 mod tests;
@@ -19,6 +20,7 @@ use crate::proto::{
 use crate::{DType, Dim};
 
 pub use external::{check_external, open};
+use order::{Entries, Entry};
 pub use read::{Initializer, MAX_BYTES, Model, Node, OnnxError, Port, Size, read};
 
 /// ONNX's file format version; runtimes refuse newer ones than they know.
@@ -83,6 +85,7 @@ pub fn serialize<E>(
     let live = graph.live();
     let (values, nodes) = (graph.values(), graph.nodes());
     let mut names = Names::new(graph);
+    let mut made = HashMap::new();
     let mut proto = GraphProto { name: Some(name.into()), ..GraphProto::default() };
     let (mut opset, mut contrib) = (OLDEST_OPSET, false);
 
@@ -99,7 +102,8 @@ pub fn serialize<E>(
             Source::Input { .. } | Source::Node { .. } => {}
         }
     }
-    for node in nodes.iter().filter(|n| n.outputs.iter().any(|&v| live[v])) {
+    // Names are given as the nodes were built; where they stand is another matter.
+    for (number, node) in nodes.iter().enumerate().filter(|(_, n)| n.outputs.iter().any(|&v| live[v])) {
         let Op::Onnx(op) = &node.op else { panic!("`{}/{}` was not lowered", node.path, node.op.name()) };
         let node_name =
             names.fresh(&if node.path.is_empty() { op.name.into() } else { format!("{}/{}", node.path, op.name) });
@@ -111,28 +115,30 @@ pub fn serialize<E>(
         } else {
             contrib = true;
         }
-        proto.node.push(NodeProto {
+        let node = NodeProto {
             input: node.inputs.iter().map(|v| v.map_or(String::new(), |v| names.of(v))).collect(),
             output: node.outputs.iter().map(|&v| names.of(v)).collect(),
             name: Some(node_name),
             op_type: Some(op.name.into()),
             attribute: op.attributes.iter().map(|(name, value)| attribute(name, value)).collect(),
             domain: (!op.domain.is_empty()).then(|| op.domain.into()),
-        });
+        };
+        made.insert(Entry::Node(number), node);
     }
-    for output in graph.outputs().iter() {
+    for (number, output) in graph.outputs().iter().enumerate() {
         if names.of(output.value) == output.name {
             continue;
         }
-        proto.node.push(NodeProto {
+        let copy = NodeProto {
             input: vec![names.of(output.value)],
             output: vec![output.name.clone()],
             name: Some(names.fresh(&format!("{}/Identity", output.name))),
             op_type: Some("Identity".into()),
             ..NodeProto::default()
-        });
+        };
+        made.insert(Entry::Copy(number), copy);
     }
-    last_first(&mut proto.node);
+    proto.node = Entries::in_file(graph).iter().filter_map(|entry| made.remove(&entry)).collect();
 
     let inputs: Vec<_> = graph.inputs().iter().map(|&v| (names.of(v), values[v].r#type.clone())).collect();
     let outputs: Vec<_> = graph.outputs().iter().map(|o| (o.name.clone(), values[o.value].r#type.clone())).collect();
@@ -149,20 +155,6 @@ pub fn serialize<E>(
             .collect(),
     };
     Ok(Serialized { bytes: model.encode_to_vec(), opset, inputs, outputs })
-}
-
-/// Put the nodes nobody reads from last, in reverse order.
-///
-/// ONNX Runtime takes the last of these first, with all it depends on, then the one before it: in this order each cache of the
-/// VAE is cut off when its layer is done. Left in place, the last layer would come first, and the padded input of every
-/// convolution would be kept until then, which doubles the memory of a run.
-fn last_first(nodes: &mut Vec<NodeProto>) {
-    let read: HashSet<_> = nodes.iter().flat_map(|node| node.input.clone()).collect();
-    let (inner, leaves) =
-        std::mem::take(nodes).into_iter().partition(|node| node.output.iter().any(|o| read.contains(o)));
-    let leaves: Vec<_> = leaves;
-    *nodes = inner;
-    nodes.extend(leaves.into_iter().rev());
 }
 
 /// Unique names of values and nodes.

@@ -41,7 +41,7 @@ fn external(tensor: &TensorProto) -> BTreeMap<&str, &str> {
     tensor.external_data.iter().map(|entry| (entry.key.as_str(), entry.value.as_str())).collect()
 }
 
-/// ONNX Runtime takes the last node that nobody reads first: see `last_first` of `src/onnx.rs`.
+/// ONNX Runtime takes the last node that nobody reads first: see `src/onnx/order.rs`.
 #[test]
 fn caches_are_cut_off_layer_by_layer() {
     let (_, next) = MODELS[3];

@@ -50,7 +50,7 @@ pub(super) fn ends_of(name: &str) -> Option<&'static [&'static str]> {
 /// By the kind of layer: first those that can be quantized.
 #[must_use]
 pub fn by_kind(nodes: &[NodeTime]) -> Vec<GroupTime> {
-    let mut groups = gather(nodes, |node| kind(path(&node.name)).into());
+    let mut groups = gather(nodes, |node| kind_of(path(&node.name)).into());
     groups.sort_by_key(|group| KINDS.iter().position(|(name, _)| *name == group.name).unwrap_or(KINDS.len()));
     groups
 }
@@ -92,7 +92,8 @@ fn path(name: &str) -> &str {
     name.rsplit_once('/').map_or("", |(path, _)| path)
 }
 
-fn kind(path: &str) -> &'static str {
+/// The kind of a layer at `path`.
+pub(crate) fn kind_of(path: &str) -> &'static str {
     let ends = |end: &str| path.strip_suffix(end).is_some_and(|rest| rest.ends_with('.'));
     KINDS.iter().find(|(_, paths)| paths.iter().any(|end| ends(end))).map_or(REST, |(name, _)| name)
 }

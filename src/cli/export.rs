@@ -75,7 +75,7 @@ pub(super) struct Args {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum Precision {
+pub(super) enum Precision {
     Fp32,
     Fp16,
     Bf16,
@@ -108,7 +108,7 @@ pub(super) enum Observer {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum Target {
+pub(super) enum Target {
     /// ONNX Runtime's CPU provider
     Cpu,
     /// ONNX Runtime's CUDA provider
@@ -148,21 +148,13 @@ impl Args {
 
     fn options_for_all_layers(&self) -> anyhow::Result<ExportOptions> {
         Ok(ExportOptions {
-            precision: self.precision.map(|p| match p {
-                Precision::Fp32 => DType::F32,
-                Precision::Fp16 => DType::F16,
-                Precision::Bf16 => DType::BF16,
-            }),
+            precision: self.precision.map(Precision::dtype),
             quantize: self.quantize.map(|asked| asked.scheme.scheme()),
             quantize_vae: self.layers.quantize_vae,
             calibration: self.calibration.clone(),
             observer: self.observer.clip(),
             allow_overflow: self.allow_overflow,
-            target: match self.target {
-                Target::Cpu => GraphTarget::Cpu,
-                Target::Cuda => GraphTarget::Cuda,
-                Target::Tensorrt => GraphTarget::TensorRt,
-            },
+            target: self.target.of_graphs(),
             weights: match self.weights {
                 Weights::Auto => WeightsMode::Auto,
                 Weights::Link => WeightsMode::Link,
@@ -175,6 +167,26 @@ impl Args {
             stop: super::interrupt::asked(),
             ..ExportOptions::default()
         })
+    }
+}
+
+impl Precision {
+    pub(super) fn dtype(self) -> DType {
+        match self {
+            Self::Fp32 => DType::F32,
+            Self::Fp16 => DType::F16,
+            Self::Bf16 => DType::BF16,
+        }
+    }
+}
+
+impl Target {
+    pub(super) fn of_graphs(self) -> GraphTarget {
+        match self {
+            Self::Cpu => GraphTarget::Cpu,
+            Self::Cuda => GraphTarget::Cuda,
+            Self::Tensorrt => GraphTarget::TensorRt,
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! `cogvx run`.
 
 mod batch;
+mod limit;
 mod lines;
 mod saver;
 mod show;
@@ -53,6 +54,12 @@ pub(super) struct Args {
     /// Go on from the file (or folder) of `--save-state`, and write it further; all else as it was
     #[arg(long, value_name = "FILE")]
     resume: Option<PathBuf>,
+    /// Take at most this much memory, such as 8GB, as `cogvx plan` predicts it
+    ///
+    /// Where it takes more than that otherwise, guidance runs the transformer twice a step, and the VAE works in tiles, which makes
+    /// a slightly other video. Weights do not count: they are mapped from files.
+    #[arg(long, value_name = "BYTES", value_parser = super::memory::parse)]
+    max_memory: Option<u64>,
     /// Threads of ONNX Runtime [default: one a core]
     #[arg(long, default_value_t = 0, hide_default_value = true, value_parser = super::threads())]
     threads: usize,
@@ -90,7 +97,7 @@ fn run_one(args: &Args) -> anyhow::Result<Answer> {
         bail!("`{}`: expected another file than the video's", path.display());
     }
     let opened = open(&args.bundle, args.threads, &args.gpu)?;
-    let request = args.wish.request(&opened.pipeline)?;
+    let request = limit::within(args, &opened.pipeline, args.wish.request(&opened.pipeline)?, "")?;
     let opened = prepared(opened, [request.frames, request.height, request.width])?;
     let pipeline = &opened.pipeline;
     show::warn(pipeline, &request, "")?;

@@ -126,7 +126,7 @@ impl ExportOptions {
     }
 
     /// The arithmetic of a component. ONNX Runtime's CPU kernels are `float32`: 16 bits are a way to store weights there.
-    pub(super) fn compute(&self, weights: &Weights) -> DType {
+    pub(crate) fn compute(&self, weights: &Weights) -> DType {
         if self.target == Target::Cpu {
             return DType::F32;
         }

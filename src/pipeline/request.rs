@@ -39,6 +39,9 @@ pub struct Request {
     pub scheduler: Kind,
     /// What the video starts from.
     pub start: Start,
+    /// Guidance takes two runs of the transformer, one after the other, in place of one with both texts: half the memory for
+    /// what it computes.
+    pub sequential_guidance: bool,
     /// The VAE works in tiles, as after diffusers' `enable_tiling()`.
     pub vae_tiling: bool,
     /// What steps leave out.
@@ -101,6 +104,7 @@ impl Pipeline {
             width: size(fixed.width, self.dit.sample_width * scale),
             scheduler: self.scheduler.kind()?,
             start: Start::Noise,
+            sequential_guidance: false,
             vae_tiling: false,
             shortcuts: Shortcuts::default(),
         })

@@ -60,6 +60,13 @@ impl Tiles {
         height > self.rows.tile || width > self.columns.tile
     }
 
+    /// Rows and columns of each tile of an input of this size.
+    #[must_use]
+    pub fn sizes(&self, height: usize, width: usize) -> Vec<[usize; 2]> {
+        let rows = self.rows.of(height).map(|tile| tile.len());
+        rows.flat_map(|rows| self.columns.of(width).map(move |tile| [rows, tile.len()])).collect()
+    }
+
     /// That the tiles of an input of this size together are as large as the whole. diffusers leaves that to its users: a sample
     /// size that its overlaps do not divide gives it a video of another size.
     ///

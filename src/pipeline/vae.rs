@@ -188,6 +188,6 @@ impl Vae {
 
 /// How many frames the decoder makes of so many latent frames: an odd count's first frame is one frame, all others
 /// `ratio` each.
-pub(super) fn decoded_frames(latents: usize, ratio: usize) -> usize {
+pub(crate) fn decoded_frames(latents: usize, ratio: usize) -> usize {
     if latents % 2 == 1 { (latents - 1) * ratio + 1 } else { latents * ratio }
 }

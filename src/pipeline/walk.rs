@@ -69,12 +69,18 @@ impl Walk {
         latents
     }
 
-    /// The guided prediction from what the transformer gave, with the prompt and, before that, perhaps without.
-    fn guide(&mut self, request: &Request, step: usize, output: &[f32], scale: f64, guided: &mut Vec<f32>) {
-        if output.len() == self.latents.len() {
-            return guide_by(guided, output, self.memory.difference(), scale);
+    /// The guided prediction from the one without the prompt, if it was made, and the one with it.
+    fn guide(
+        &mut self,
+        request: &Request,
+        step: usize,
+        [uncond, text]: [&[f32]; 2],
+        scale: f64,
+        guided: &mut Vec<f32>,
+    ) {
+        if uncond.is_empty() {
+            return guide_by(guided, text, self.memory.difference(), scale);
         }
-        let (uncond, text) = output.split_at(output.len() / 2);
         if request.shortcuts.guidance_every > 1 {
             self.memory.remember_difference(step, [uncond, text], self.latents.shape());
         }
@@ -131,7 +137,7 @@ pub(super) fn transformer_input(walk: &Walk, guided: bool) -> ArrayD<f32> {
 
 impl Transformer<'_> {
     /// Take the steps that are left: with latents that stay on the device, if that was chosen, the observer does not look into the
-    /// graph's outputs and steps leave nothing out, or else here.
+    /// graph's outputs and each step runs the graph once, or else here.
     pub(crate) fn denoise(
         &mut self,
         request: &Request,
@@ -139,8 +145,9 @@ impl Transformer<'_> {
         walk: &mut Walk,
         observer: &mut dyn Observer,
     ) -> Result<(), PipelineError> {
+        let plain = request.shortcuts == Shortcuts::default() && !request.sequential_guidance;
         match self.resident() {
-            Some(runtime) if observer.reads() != Reads::Outputs && request.shortcuts == Shortcuts::default() => {
+            Some(runtime) if plain && observer.reads() != Reads::Outputs => {
                 self.denoise_resident(runtime, request, text, walk, observer)
             }
             _ => self.denoise_here(request, text, walk, observer),
@@ -157,8 +164,9 @@ impl Transformer<'_> {
         observer: &mut dyn Observer,
     ) -> Result<(), PipelineError> {
         let (guided, steps) = (request.is_guided(), walk.steps());
-        let mut input = transformer_input(walk, guided);
-        let mut made = vec![];
+        let apart = guided && request.sequential_guidance;
+        let mut input = transformer_input(walk, guided && !apart);
+        let (mut without_prompt, mut made) = (vec![], vec![]);
         while !walk.is_done() {
             let step = walk.done();
             let timestep = walk.sampler.timesteps()[step];
@@ -173,7 +181,15 @@ impl Transformer<'_> {
                     sample.slice_axis_mut(CHANNELS, Slice::from(..own)).assign(&walk.latents);
                 }
                 // The prompt comes last.
-                let used = if way == Way::Both { Slice::from(..) } else { Slice::from(-1..) };
+                let [first, last] = [Slice::from(..1), Slice::from(-1..)];
+                let together = way == Way::Both && !apart;
+                let used = if together { Slice::from(..) } else { last };
+                if way == Way::Both && apart {
+                    let outputs = self.run(&input.view(), &text.slice_axis(Axis(0), first), timestep)?;
+                    observer.ran("transformer", step, steps, &outputs);
+                    without_prompt.clear();
+                    without_prompt.extend_from_slice(outputs.view(SAMPLE)?.as_slice().unwrap_or_default());
+                }
                 let outputs = self.run(&input.slice_axis(Axis(0), used), &text.slice_axis(Axis(0), used), timestep)?;
                 observer.ran("transformer", step, steps, &outputs);
                 walk.runs.prompted += 1;
@@ -184,7 +200,9 @@ impl Transformer<'_> {
                     walk.take(request, step, output)?;
                 } else {
                     let scale = guidance_scale(timestep, request.guidance, request.dynamic_cfg, steps);
-                    walk.guide(request, step, output, scale, &mut made);
+                    let halves = output.split_at(if together { output.len() / 2 } else { 0 });
+                    let uncond = if way == Way::Both && apart { &without_prompt } else { halves.0 };
+                    walk.guide(request, step, [uncond, halves.1], scale, &mut made);
                     walk.take(request, step, &made)?;
                 }
             }

@@ -1,6 +1,5 @@
 //! The figures as one page, which needs nothing else: charts are inline SVG, pictures are in the page.
 
-mod chart;
 mod strip;
 
 use std::fs::File;
@@ -8,10 +7,9 @@ use std::io::{self, BufWriter, Seek as _, Write};
 
 use super::tables::{Table, decibels};
 use super::{FramePair, Quality, Spread, VideoQuality};
-use chart::{Chart, Line};
+use crate::page::{Chart, Line, begin, end, escaped};
 use strip::Strips;
 
-const STYLE: &str = include_str!("html/style.css");
 /// Most videos drawn as lines of their own.
 const MOST_LINES: usize = 64;
 
@@ -70,12 +68,10 @@ impl Page {
     /// What the system says.
     pub fn write(self, out: &mut impl Write, quality: &Quality, about: About<'_>) -> io::Result<()> {
         let (judged, reference) = (escaped(about.judged), escaped(about.reference));
-        write!(
+        begin(out, &format!("Quality of {}", about.judged))?;
+        writeln!(
             out,
-            "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-             <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-             <title>Quality of {judged}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n\
-             <h1>Quality of <code>{judged}</code></h1>\n<p>against <code>{reference}</code>: {}</p>\n",
+            "<h1>Quality of <code>{judged}</code></h1>\n<p>against <code>{reference}</code>: {}</p>",
             escaped(about.settings)
         )?;
         if about.problems.is_empty() {
@@ -99,7 +95,7 @@ impl Page {
         let mut videos = self.videos.into_inner().map_err(io::IntoInnerError::into_error)?;
         videos.rewind()?;
         io::copy(&mut videos, out)?;
-        writeln!(out, "<footer>cogvx {}</footer>\n</main>\n</body>\n</html>", env!("CARGO_PKG_VERSION"))
+        end(out)
     }
 }
 
@@ -161,33 +157,4 @@ fn table(out: &mut impl Write, table: &Table) -> io::Result<()> {
         writeln!(out, "{}", row("td", cells))?;
     }
     writeln!(out, "</tbody></table></div>")
-}
-
-/// Text as HTML.
-fn escaped(text: &str) -> String {
-    let mut html = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => html.push_str("&amp;"),
-            '<' => html.push_str("&lt;"),
-            '>' => html.push_str("&gt;"),
-            '"' => html.push_str("&quot;"),
-            '\'' => html.push_str("&#39;"),
-            // Nothing that HTML forbids.
-            c if c.is_control() && !c.is_ascii_whitespace() => html.push('\u{fffd}'),
-            c => html.push(c),
-        }
-    }
-    html
-}
-
-#[cfg(test)]
-mod tests {
-    use super::escaped;
-
-    #[test]
-    fn text_cannot_leave_its_element() {
-        let found = escaped("a <script>alert('1')</script> & \"b\"\u{0}");
-        assert_eq!(found, "a &lt;script&gt;alert(&#39;1&#39;)&lt;/script&gt; &amp; &quot;b&quot;\u{fffd}");
-    }
 }

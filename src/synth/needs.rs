@@ -11,7 +11,7 @@ use super::SynthError;
 
 /// A tensor of a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Need {
+pub(crate) struct Need {
     pub name: String,
     pub shape: Vec<usize>,
     /// Product of the shape.
@@ -19,7 +19,7 @@ pub(super) struct Need {
 }
 
 /// Of the text encoder. Its one table of tokens is stored as `shared.weight`.
-pub(super) fn text_encoder(config: &T5Config) -> Result<Vec<Need>, SynthError> {
+pub(crate) fn text_encoder(config: &T5Config) -> Result<Vec<Need>, SynthError> {
     let mut needs = missing([t5::build(config, &nothing(), &Dim::named("tokens"))])?;
     for need in needs.iter_mut().filter(|need| need.name == "encoder.embed_tokens.weight") {
         need.name = "shared.weight".into();
@@ -27,13 +27,13 @@ pub(super) fn text_encoder(config: &T5Config) -> Result<Vec<Need>, SynthError> {
     Ok(needs)
 }
 
-/// Of the diffusion transformer.
-pub(super) fn transformer(config: &DitConfig) -> Result<Vec<Need>, SynthError> {
-    missing([dit::build(config, &nothing(), &VideoDims::dynamic(), &Dim::named("tokens"))])
+/// Of the diffusion transformer, beside the tensors `known`: no configuration tells how wide its feed-forwards are.
+pub(crate) fn transformer(config: &DitConfig, known: &Weights) -> Result<Vec<Need>, SynthError> {
+    missing([dit::build(config, known, &VideoDims::dynamic(), &Dim::named("tokens"))])
 }
 
 /// Of the VAE, which stores encoder and decoder together.
-pub(super) fn vae(config: &VaeConfig) -> Result<Vec<Need>, SynthError> {
+pub(crate) fn vae(config: &VaeConfig) -> Result<Vec<Need>, SynthError> {
     let size = VideoDims::dynamic();
     missing([
         vae::encoder(config, &nothing(), &size, Part::First),
@@ -41,7 +41,7 @@ pub(super) fn vae(config: &VaeConfig) -> Result<Vec<Need>, SynthError> {
     ])
 }
 
-fn nothing() -> Weights {
+pub(crate) fn nothing() -> Weights {
     Weights::synthetic::<String>([])
 }
 

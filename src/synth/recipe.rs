@@ -17,7 +17,7 @@ const SHARD: u64 = 5_000_000_000;
 const LARGE_SHARD: u64 = 10_000_000_000;
 
 /// The configurations, with their fields as they will be written.
-pub(super) struct Recipe {
+pub(crate) struct Recipe {
     pub index: Value,
     pub scheduler: Value,
     configs: [Value; 3],
@@ -72,6 +72,16 @@ impl Recipe {
         })
     }
 
+    /// Take the configuration in the file at `path`, which tells itself what it configures.
+    pub fn replace(&mut self, path: &Path) -> Result<(), SynthError> {
+        // Each of these reads a file of bounded size, and finds it sound or not.
+        let config = DitConfig::from_json(path).map(|_| Part::Transformer);
+        let config = config.or_else(|e| VaeConfig::from_json(path).map(|_| Part::Vae).map_err(|_| e));
+        let part = config.or_else(|e| T5Config::from_json(path).map(|_| Part::TextEncoder).map_err(|_| e))?;
+        self.configs[part as usize] = read_json(path)?;
+        Ok(())
+    }
+
     /// `config.json` of `part`.
     pub fn config(&self, part: Part) -> &Value {
         &self.configs[part as usize]
@@ -88,7 +98,7 @@ impl Recipe {
         let config = self.config(part).clone();
         match part {
             Part::TextEncoder => needs::text_encoder(&T5Config::from_value(&file, config)?),
-            Part::Transformer => needs::transformer(&DitConfig::from_value(&file, config)?),
+            Part::Transformer => needs::transformer(&DitConfig::from_value(&file, config)?, &needs::nothing()),
             Part::Vae => needs::vae(&VaeConfig::from_value(&file, config)?),
         }
     }

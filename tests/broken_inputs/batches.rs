@@ -46,7 +46,7 @@ fn files_of_prompts_are_refused_by_line_and_field() {
             "an unknown field",
             |s| second(s, r#"{"prompt": "fox", "num_frames": 9}"#),
             "`PROMPTS`, line 2, `num_frames`: expected one of prompt, negative_prompt, seed, steps, guidance, \
-             dynamic_cfg, image, video, strength, frames, height, width, scheduler, fps, vae_tiling, output, found \
+             dynamic_cfg, image, video, strength, frames, height, width, scheduler, fps, sequential_guidance, vae_tiling, output, found \
              another field",
         ),
         batch(

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::lines::{Form, Line, read};
 use super::saver::Saver;
 use super::watcher::{Planned, Watcher};
-use super::{Answer, Args, StatsForm, how_to_go_on, is_free, same_place, show};
+use super::{Answer, Args, StatsForm, how_to_go_on, is_free, limit, same_place, show};
 use crate::cli::engines::prepared;
 use crate::cli::interrupt::Interrupted;
 use crate::cli::open;
@@ -138,7 +138,7 @@ fn begin(
     number: usize,
     states: Option<&PathBuf>,
 ) -> anyhow::Result<Option<(Planned, Job)>> {
-    let request = line.wish.request(pipeline)?;
+    let request = limit::within(args, pipeline, line.wish.request(pipeline)?, &format!("video {number}: "))?;
     let mut planned = Planned::new(&line.output, line.wish.fps, pipeline, &request)?;
     let Some(states) = states else {
         show::warn(pipeline, &request, &format!("video {number}: "))?;

@@ -57,6 +57,9 @@ pub(super) struct Wish {
     /// Frames a second
     #[arg(long, default_value_t = FPS)]
     pub fps: f64,
+    /// Run the transformer with and without the prompt one after the other, not together: less memory for what it computes
+    #[arg(long)]
+    pub sequential_guidance: bool,
     /// Decode the video, and encode what it starts from, in tiles as diffusers' `enable_tiling()`: less memory, more time
     #[arg(long)]
     pub vae_tiling: bool,
@@ -72,7 +75,7 @@ pub(super) enum Sampler {
 
 impl Wish {
     /// Names of the fields of a line: those of the options, as Python writes them.
-    pub const FIELDS: [&str; 18] = [
+    pub const FIELDS: [&str; 19] = [
         "prompt",
         "negative_prompt",
         "seed",
@@ -87,6 +90,7 @@ impl Wish {
         "width",
         "scheduler",
         "fps",
+        "sequential_guidance",
         "vae_tiling",
         "guidance_interval",
         "guidance_every",
@@ -116,6 +120,7 @@ impl Wish {
                 self.scheduler = Some(Sampler::from_str(name, false).map_err(|_| "`ddim` or `dpm`")?);
             }
             "fps" => self.fps = number(value)?,
+            "sequential_guidance" => self.sequential_guidance = truth(value)?,
             "vae_tiling" => self.vae_tiling = truth(value)?,
             "guidance_interval" => {
                 let expected = "a text such as \"0:0.8\"";
@@ -137,6 +142,7 @@ impl Wish {
         request.steps = self.steps;
         request.guidance = self.guidance;
         request.dynamic_cfg = self.dynamic_cfg;
+        request.sequential_guidance = self.sequential_guidance;
         request.vae_tiling = self.vae_tiling;
         request.shortcuts = self.shortcuts.asked();
         request.frames = self.frames.unwrap_or(request.frames);

@@ -12,14 +12,14 @@ const TOP: f64 = 8.0;
 const BOTTOM: f64 = 34.0;
 
 /// A line with a name.
-pub(super) struct Line {
+pub(crate) struct Line {
     pub name: &'static str,
     pub class: &'static str,
     pub values: Vec<f64>,
 }
 
 /// Numbers over steps or frames. What is infinite, or not positive on a logarithmic axis, is left out.
-pub(super) struct Chart<'a> {
+pub(crate) struct Chart<'a> {
     pub title: &'static str,
     /// What the horizontal axis counts.
     pub across: &'static str,
@@ -98,7 +98,10 @@ impl Chart<'_> {
         for Line { name, class, .. } in &self.lines {
             let _ = write!(svg, "<span class=\"{class}\">{name}</span> ");
         }
-        svg + "<span class=\"faint\">each video</span></p>\n</figure>\n"
+        if !self.faint.is_empty() {
+            svg += "<span class=\"faint\">each video</span>";
+        }
+        svg + "</p>\n</figure>\n"
     }
 
     /// How high a value lies, if it is shown.

@@ -1,0 +1,115 @@
+//! What a graph costs: operations, bytes, and the most memory a run of it holds, worked out from the graph alone.
+//!
+//! The graph is the one that runs, after [`Lower`](crate::pass::Lower). Sizes it leaves open are given as [`Sizes`]. Nothing is
+//! built in that was not read off the nodes but what ONNX Runtime's CPU kernels take for themselves (`kernels.rs`).
+
+mod kernels;
+mod memory;
+mod sizes;
+#[cfg(test)]
+mod tests;
+
+pub use memory::{Held, Peak};
+pub use sizes::{Sizes, elements};
+
+use crate::graph::{Graph, Node, Source};
+use crate::onnx::order::{Entries, Entry};
+use crate::op::Op;
+use kernels::{Call, Known};
+
+/// Why the cost of a graph is not known.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CostError {
+    /// A size without a number.
+    #[error("the size `{0}`: expected a number for it, found none")]
+    Size(String),
+    /// A node that no target runs as it is.
+    #[error("`{0}`: expected a lowered graph, found an operation without ONNX form")]
+    Form(String),
+}
+
+/// What a graph costs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Cost {
+    /// Every node in the order that ONNX Runtime runs them.
+    pub nodes: Vec<NodeCost>,
+    /// The moment of a run at which most memory is held.
+    pub peak: Peak,
+    /// Bytes of all weights as the graph stores them, which are mapped.
+    pub weights: u64,
+    /// Bytes of the weights that kernels copy when the graph is loaded for it: those of quantized bundles.
+    pub packed: u64,
+}
+
+/// What a node costs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NodeCost {
+    /// Path of the layer it belongs to: `transformer_blocks.0.attn1.to_q`.
+    pub path: String,
+    /// ONNX's name of its operator.
+    pub op: &'static str,
+    /// Operations of matrix products, convolutions and attention; a multiplication and an addition are two.
+    pub flops: u64,
+    /// Bytes it makes; none where its output is its input, seen otherwise.
+    pub bytes: u64,
+}
+
+impl Cost {
+    /// What the lowered `graph` costs in one run with these sizes, on so many threads.
+    ///
+    /// # Errors
+    /// A size that has no number, or a graph that was not lowered.
+    pub fn of(graph: &Graph, sizes: &Sizes, threads: usize) -> Result<Self, CostError> {
+        let (nodes, values) = (graph.nodes(), graph.values());
+        let (live, threads) = (graph.live(), threads as u64);
+        let order = Entries::in_file(graph).executed();
+        let mut costs = vec![];
+        let mut scratch = vec![];
+        let mut packed = vec![false; values.len()];
+        for entry in &order {
+            let &Entry::Node(number) = entry else {
+                scratch.push(0);
+                continue;
+            };
+            let node = &nodes[number];
+            let call = call(graph, node, sizes)?;
+            if let Some(weight) = call.packed().and_then(|i| node.inputs.get(i).copied().flatten()) {
+                packed[weight] = true;
+            }
+            let bytes = if call.is_view() { 0 } else { call.outputs.iter().map(Known::bytes).sum() };
+            costs.push(NodeCost { path: node.path.clone(), op: call.op.name, flops: call.flops(), bytes });
+            scratch.push(call.scratch(threads));
+        }
+        let mut cost =
+            Self { nodes: costs, peak: memory::peak(graph, &order, &scratch, sizes)?, weights: 0, packed: 0 };
+        for (id, value) in values.iter().enumerate().filter(|(id, _)| live[*id]) {
+            if let Source::Weight(weight) = &value.source {
+                let bytes = weight.stored.bytes(elements(&weight.shape));
+                cost.weights += bytes;
+                cost.packed += if packed[id] { bytes } else { 0 };
+            }
+        }
+        Ok(cost)
+    }
+
+    /// Operations of all nodes.
+    #[must_use]
+    pub fn flops(&self) -> u64 {
+        self.nodes.iter().map(|node| node.flops).sum()
+    }
+}
+
+/// A node with all its sizes.
+fn call<'a>(graph: &Graph, node: &'a Node, sizes: &Sizes) -> Result<Call<'a>, CostError> {
+    let Op::Onnx(op) = &node.op else {
+        return Err(CostError::Form(format!("{}/{}", node.path, node.op.name())));
+    };
+    let values = graph.values();
+    let known = |&id: &usize| -> Result<Known, CostError> {
+        let r#type = &values[id].r#type;
+        Ok(Known { shape: sizes.shape(r#type)?, dtype: r#type.dtype })
+    };
+    let inputs = node.inputs.iter().map(|input| input.as_ref().map(known).transpose()).collect::<Result<_, _>>()?;
+    Ok(Call { op, inputs, outputs: node.outputs.iter().map(known).collect::<Result<_, _>>()? })
+}

@@ -1,0 +1,132 @@
+//! What one node costs, by its operator.
+
+use super::sizes::elements;
+use crate::DType;
+use crate::op::OnnxOp;
+
+/// Shape and element type of a tensor of which all sizes are known.
+pub(super) struct Known {
+    pub shape: Vec<usize>,
+    pub dtype: DType,
+}
+
+impl Known {
+    pub fn elements(&self) -> u64 {
+        elements(&self.shape)
+    }
+
+    pub fn bytes(&self) -> u64 {
+        self.dtype.bytes(self.elements())
+    }
+
+    fn axis(&self, axis: usize) -> u64 {
+        self.shape.get(axis).map_or(1, |&n| n as u64)
+    }
+
+    fn last(&self) -> u64 {
+        self.axis(self.shape.len().saturating_sub(1))
+    }
+}
+
+/// A node with all it reads and makes.
+pub(super) struct Call<'a> {
+    pub op: &'a OnnxOp,
+    /// Absent optional inputs are `None`.
+    pub inputs: Vec<Option<Known>>,
+    pub outputs: Vec<Known>,
+}
+
+/// Elements of the working buffer that ONNX Runtime's convolutions have for each thread: 128 by 128.
+const CONV_BLOCK: u64 = 128 * 128;
+/// What fused attention takes of the second-level cache, at most, for each thread.
+const ATTENTION_BLOCK: u64 = 2 << 20;
+
+impl Call<'_> {
+    fn input(&self, i: usize) -> Option<&Known> {
+        self.inputs.get(i)?.as_ref()
+    }
+
+    fn made(&self) -> u64 {
+        self.outputs.first().map_or(0, Known::elements)
+    }
+
+    /// Floating-point (or integer) operations of matrix products, convolutions and attention, a multiplication and an addition
+    /// being two. All else is counted as nothing: it is bound by memory.
+    pub fn flops(&self) -> u64 {
+        // Each output element is a sum of so many products.
+        let products = match self.op.name {
+            "Gemm" | "MatMul" | "MatMulIntegerToFloat" | "MatMulNBits" => self.input(0).map_or(0, Known::last),
+            "Conv" => self.per_channel(1),
+            "QLinearConv" => self.per_channel(3),
+            "MultiHeadAttention" | "Attention" => return self.attention(),
+            _ => 0,
+        };
+        2 * self.made() * products
+    }
+
+    /// Elements of a weight `[out, ...]` for each of its output channels.
+    fn per_channel(&self, weight: usize) -> u64 {
+        self.input(weight).map_or(0, |w| w.elements() / w.axis(0).max(1))
+    }
+
+    /// Scores, and what the values add up to by them.
+    fn attention(&self) -> u64 {
+        let [Some(q), Some(k), Some(v)] = [0, 1, 2].map(|i| self.input(i)) else { return 0 };
+        2 * q.axis(0) * q.axis(1) * k.axis(1) * (q.last() + v.last())
+    }
+
+    /// Bytes that ONNX Runtime's CPU kernel takes while it runs, beside what it reads and makes.
+    pub fn scratch(&self, threads: u64) -> u64 {
+        match self.op.name {
+            // Queries, keys and values are brought head by head.
+            "MultiHeadAttention" => {
+                let heads: u64 = (0..3).filter_map(|i| self.input(i)).map(Known::bytes).sum();
+                heads + if self.input(5).is_some() { self.scores() } else { threads * ATTENTION_BLOCK }
+            }
+            // `ExpandThenGemm` where there are fewer pixels than channels, else blocks of it for each thread.
+            "Conv" => {
+                let pixels = self.outputs.first().map_or(0, |y| elements(y.shape.get(2..).unwrap_or_default()));
+                let channels = self.outputs.first().map_or(0, |y| y.axis(1));
+                let pointwise = self.input(1).is_some_and(|w| elements(w.shape.get(2..).unwrap_or_default()) == 1);
+                let numbers = match (pointwise, channels > pixels) {
+                    (true, _) => 0,
+                    (_, true) => pixels * self.per_channel(1),
+                    _ => threads * CONV_BLOCK,
+                };
+                4 * numbers
+            }
+            // Pixels by channels, before and after; sums in 32 bits; and every pixel's neighbourhood.
+            "QLinearConv" => {
+                let x = self.input(0).map_or(0, Known::elements);
+                let y = self.outputs.first();
+                let neighbourhoods = y.map_or(0, |y| y.elements() / y.axis(1).max(1)) * self.per_channel(3);
+                x + 5 * self.made() + neighbourhoods
+            }
+            // A half of each sum with the bias waits for the other half.
+            "FastGelu" if self.input(1).is_some() => 4 * self.made(),
+            // Features in eight bits, with a scale for each block.
+            "MatMulNBits" => self.input(0).map_or(0, Known::elements) * 5 / 4,
+            _ => 0,
+        }
+    }
+
+    /// Scores of all heads, where they are kept as a whole.
+    fn scores(&self) -> u64 {
+        let [Some(q), Some(k), Some(bias)] = [0, 1, 5].map(|i| self.input(i)) else { return 0 };
+        4 * q.axis(0) * bias.axis(1) * q.axis(1) * k.axis(1)
+    }
+
+    /// Input that the kernel copies when the graph is loaded, if weights are brought in the order that kernels read them.
+    pub fn packed(&self) -> Option<usize> {
+        match self.op.name {
+            "Gemm" | "MatMul" | "MatMulIntegerToFloat" | "MatMulNBits" => Some(1),
+            "QLinearConv" => Some(3),
+            _ => None,
+        }
+    }
+
+    /// Whether the output is the input, seen with another shape.
+    pub fn is_view(&self) -> bool {
+        self.op.name == "Reshape"
+    }
+}
