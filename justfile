@@ -38,6 +38,11 @@ bench-run folder="target/bench" *options:
     cargo build --release
     scripts/bench-run {{folder}} {{options}}
 
+# On an NVIDIA GPU beside diffusers: parity, forwards, decoding, whole runs; takes 16 GB of disk. `--dry-run` tries it without
+bench-gpu folder="target/bench-gpu" *options:
+    cargo build --release
+    scripts/bench-gpu {{folder}} {{options}}
+
 # What the sampling loop takes beside the engine, a step: at most a millisecond with a small model
 bench-loop *options:
     cargo run --release -- bench examples/shapes-model --steps 50 --repeat 10 {{options}}

@@ -358,16 +358,31 @@ fn inside_states_stay() {
     assert!(away.is_err(), "a cache came back to the processor");
 }
 
+/// A bundle for CUDA of fixed sizes.
+fn fixed_bundle(folder: &TempDir, precision: DType) -> PathBuf {
+    let mut options = ExportOptions { target: Target::Cuda, shapes: Some(FIXED), ..ExportOptions::default() };
+    options.precision = Some(precision);
+    bundle_of(&fixture("2b-fp32"), folder.path(), &options).0
+}
+
+#[test]
+fn attention_takes_cudnn_s_kernel_in_16_bits_on_a_gpu_like_h200() {
+    for precision in [DType::F16, DType::BF16] {
+        let folder = fresh_folder();
+        let Some(mut command) = on_no_gpu(program(env!("CARGO_BIN_EXE_cogvx"))) else { return };
+        command.env("ORT_ENABLE_ATTENTION_KERNEL_DEBUG_INFO", "1").arg("bench").arg(fixed_bundle(&folder, precision));
+        let output = command.args(["--repeat", "1"]).output().expect("cogvx runs");
+        let text = said(&output);
+        let words = text.split(|c: char| !c.is_ascii_alphanumeric() && !"=_".contains(c));
+        let kernels: BTreeSet<_> = words.filter_map(|word| word.strip_prefix("SdpaKernel=")).collect();
+        assert_eq!(Vec::from_iter(kernels), ["CUDNN_FLASH_ATTENTION"], "{precision}: {text}");
+    }
+}
+
 /// What `cogvx run` says on a machine like this.
 fn run_on(machine: Option<(&str, &str)>, arguments: &[&str]) -> Option<Output> {
     let folder = fresh_folder();
-    let options = ExportOptions {
-        target: Target::Cuda,
-        precision: Some(DType::F16),
-        shapes: Some(FIXED),
-        ..ExportOptions::default()
-    };
-    let (bundle, _) = bundle_of(&fixture("2b-fp32"), folder.path(), &options);
+    let bundle = fixed_bundle(&folder, DType::F16);
     let mut command = on_no_gpu(program(env!("CARGO_BIN_EXE_cogvx")))?;
     command.envs(machine).arg("run").arg(bundle).args(["--prompt", "a fox"]);
     command.args(arguments).arg("--output").arg(folder.path().join("video.npy"));

@@ -92,6 +92,11 @@ mod tests {
     }
 
     #[test]
+    fn what_pip_is_to_install_is_of_the_version_that_is_loaded() {
+        assert!(INSTALL.ends_with(&format!("=={}\"", crate::runtime::VERSION)), "{INSTALL}");
+    }
+
+    #[test]
     fn what_is_nowhere_is_not_loaded() {
         assert!(!Folders(Some(vec!["/nowhere".into()])).load("libcogvx-nothing.so.1"));
     }
