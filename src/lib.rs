@@ -14,6 +14,7 @@ pub mod pipeline;
 pub mod plan;
 pub mod positions;
 pub mod quality;
+pub mod report;
 pub mod rng;
 pub mod runtime;
 pub mod scheduler;

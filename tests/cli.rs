@@ -94,6 +94,9 @@ fn help_says_what_can_be_done() {
         ("help_calibrate", &["calibrate", "--help"]),
         ("help_runtime", &["runtime", "--help"]),
         ("help_bench", &["bench", "--help"]),
+        ("help_plan", &["plan", "--help"]),
+        ("help_inspect", &["inspect", "--help"]),
+        ("help_report", &["report", "--help"]),
     ] {
         assert_snapshot!(name, printed(cogvx().args(arguments)));
     }
