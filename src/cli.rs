@@ -17,6 +17,7 @@ mod plan;
 mod progress;
 mod prompts;
 mod quality;
+mod report;
 mod run;
 mod runtime;
 mod sensitivity;
@@ -56,6 +57,7 @@ enum Command {
     Run(run::Args),
     Quality(quality::Args),
     Inspect(inspect::Args),
+    Report(report::Args),
     Plan(plan::Args),
     Bench(bench::Args),
     Calibrate(calibrate::Args),
@@ -92,6 +94,7 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::run(args),
         Command::Quality(args) => quality::run(args),
         Command::Inspect(args) => inspect::run(args),
+        Command::Report(args) => report::run(args),
         Command::Plan(args) => plan::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Calibrate(args) => calibrate::run(args),

@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use cogvx_calibration::attend::Attend;
 use cogvx_calibration::observe::Observe;
 use cogvx_calibration::plan::{Plan, Scheme};
 use cogvx_calibration::quantize::Quantize;
@@ -337,6 +338,10 @@ impl Exporter<'_> {
             });
             let observed = observed.transpose().map_err(failed)?;
             let graph = observed.as_ref().unwrap_or(graph);
+            let is_asked = component == Component::Transformer && !self.options.attend.is_empty();
+            let attended = is_asked.then(|| pass::run(&mut Attend::new(&self.options.attend), graph));
+            let attended = attended.transpose().map_err(failed)?;
+            let graph = attended.as_ref().unwrap_or(graph);
             let made = lower(graph, plan.as_ref(), compute, self.options.precision, self.options.target);
             lowered.push((*name, made.map_err(failed)?));
         }

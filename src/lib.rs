@@ -17,6 +17,7 @@ pub mod plan;
 pub mod positions;
 pub mod preflight;
 pub mod quality;
+pub mod report;
 pub mod rng;
 pub mod runtime;
 pub mod scheduler;

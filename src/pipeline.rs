@@ -273,6 +273,16 @@ impl Pipeline {
         Ok(ids.into_dyn())
     }
 
+    /// The pieces of `text` that the model sees, the end token last, without what fills it up.
+    ///
+    /// # Errors
+    /// A text the tokenizer cannot take.
+    pub fn pieces(&self, text: &str) -> Result<Vec<String>, PipelineError> {
+        let ids = self.tokenizer.encode(text, self.dit.max_text_seq_length)?;
+        let kept = self.tokenizer.count(text)?.min(ids.len());
+        Ok(ids[..kept].iter().map(|&id| self.tokenizer.piece(id).unwrap_or_default()).collect())
+    }
+
     /// How many tokens `text` has beyond what the model takes; those are cut off.
     ///
     /// # Errors

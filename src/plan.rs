@@ -111,7 +111,7 @@ pub enum PlanError {
     #[error(transparent)]
     Blueprint(#[from] BlueprintError),
     /// The least that the stage takes which takes most.
-    #[error("`--max-memory`: expected at least {} bytes, which {stage} takes {way}, found {limit}: {advice}", least)]
+    #[error("`--max-memory`: expected at least {} bytes, which {stage} takes{way}, found {limit}: {advice}", least)]
     Memory { least: u64, limit: u64, stage: &'static str, way: &'static str, advice: &'static str },
 }
 
@@ -210,22 +210,22 @@ fn too_little(stage: Stage, ways: &[Way], limit: u64, blueprint: &Blueprint) -> 
         way: least.map_or("", |way| way.how.words()),
         advice: match stage {
             Stage::Text if on_gpu => "weights in fewer bits take less",
-            Stage::Text => "`--precision` of the export does not change it",
+            Stage::Text => "nothing makes it less",
             _ => "fewer frames or a smaller video take less",
         },
     }
 }
 
 impl How {
-    /// In words, after a stage.
+    /// In words, to follow a verb.
     #[must_use]
     pub const fn words(self) -> &'static str {
         match self {
-            Self::Plain => "at least",
-            Self::Together => "with both texts together",
-            Self::Sequential => "with one text after the other",
-            Self::Whole => "on whole frames",
-            Self::Tiled => "in tiles",
+            Self::Plain => "",
+            Self::Together => " with both texts together",
+            Self::Sequential => " with one text after the other",
+            Self::Whole => " on whole frames",
+            Self::Tiled => " in tiles",
         }
     }
 }

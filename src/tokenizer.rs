@@ -175,6 +175,12 @@ impl Tokenizer {
         Ok(whole.into_iter().map(i64::from).collect())
     }
 
+    /// The piece of text that an id stands for, with `▁` for a space before it.
+    #[must_use]
+    pub fn piece(&self, id: i64) -> Option<String> {
+        u32::try_from(id).ok().and_then(|id| self.inner.id_to_token(id))
+    }
+
     /// Number of ids, extra ids and added tokens included. The model may have more rows.
     #[must_use]
     pub fn vocabulary_size(&self) -> usize {

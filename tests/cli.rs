@@ -94,8 +94,12 @@ fn help_says_what_can_be_done() {
         ("help_calibrate", &["calibrate", "--help"]),
         ("help_runtime", &["runtime", "--help"]),
         ("help_bench", &["bench", "--help"]),
+        ("help_compile", &["compile", "--help"]),
         ("help_cache", &["cache", "--help"]),
         ("help_cache_gc", &["cache", "gc", "--help"]),
+        ("help_plan", &["plan", "--help"]),
+        ("help_inspect", &["inspect", "--help"]),
+        ("help_report", &["report", "--help"]),
     ] {
         assert_snapshot!(name, printed(cogvx().args(arguments)));
     }

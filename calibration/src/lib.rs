@@ -1,5 +1,6 @@
 //! What numbers do: how far two runs differ, and weights and activations in few bits.
 
+pub mod attend;
 pub mod compensate;
 pub mod convs;
 pub mod float8;

@@ -31,6 +31,8 @@ pub struct ExportOptions {
     pub observer: Clip,
     /// Make the graphs tell what their linear layers read, with so many rows of each, for calibration.
     pub observe: Option<usize>,
+    /// Make the transformer's graph tell the queries and keys of these blocks.
+    pub attend: Vec<usize>,
     /// Whether numbers that calibration saw overflow `float16`, where nothing can be done, are let through.
     pub allow_overflow: bool,
     /// The runtime the graphs are written for.
@@ -84,6 +86,7 @@ impl Default for ExportOptions {
             calibration: None,
             observer: Clip::default(),
             observe: None,
+            attend: vec![],
             allow_overflow: false,
             target: Target::Cpu,
             weights: WeightsMode::Auto,
