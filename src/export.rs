@@ -1,6 +1,6 @@
 //! A checkpoint becomes a bundle: graphs built, weights linked, everything in place at once.
 
-mod convert;
+pub(crate) mod convert;
 mod error;
 mod lora;
 mod options;
@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use cogvx_calibration::observe::Observe;
 use cogvx_calibration::plan::Scheme;
+use cogvx_calibration::probe::Probing;
 use cogvx_calibration::quantize::Quantize;
 use cogvx_calibration::table::Table;
 use cogvx_graphs::config::{DitConfig, PipelineClass, PipelineIndex, T5Config, VaeConfig};
@@ -337,6 +338,9 @@ impl Exporter<'_> {
             });
             let observed = observed.transpose().map_err(failed)?;
             let graph = observed.as_ref().unwrap_or(graph);
+            let probe = self.options.probe.as_ref().filter(|_| component == Component::Transformer);
+            let probed = probe.map(|probe| pass::run(&mut Probing::new(probe), graph)).transpose().map_err(failed)?;
+            let graph = probed.as_ref().unwrap_or(graph);
             let graph = match &plan {
                 Some(plan) => &pass::run(&mut Quantize::new(plan, graph), graph).map_err(failed)?,
                 None => graph,
