@@ -14,6 +14,7 @@ mod run;
 mod runtime;
 mod sensitivity;
 mod size;
+mod student;
 mod synth;
 mod verify;
 
@@ -50,6 +51,7 @@ enum Command {
     Bench(bench::Args),
     Calibrate(calibrate::Args),
     Sensitivity(sensitivity::Args),
+    Student(student::Args),
     Runtime(runtime::Args),
     Synth(synth::Args),
 }
@@ -82,6 +84,7 @@ pub fn main() -> ExitCode {
         Command::Bench(args) => bench::run(args),
         Command::Calibrate(args) => calibrate::run(args),
         Command::Sensitivity(args) => sensitivity::run(args),
+        Command::Student(args) => student::run(args),
         Command::Runtime(args) => runtime::run(args),
         Command::Synth(args) => synth::run(args),
     })
