@@ -39,9 +39,9 @@ fn prediction(checkpoint: &Path) -> ArrayD<f32> {
     let (bundle, _) = bundle_of(checkpoint, folder.path(), &ExportOptions::default());
     let pipeline = pipeline(&bundle);
     let request = pipeline.request("").expect("a model of the family");
-    let shape = pipeline.check(&request).map_or([1, 3, 0, 0, 0], |plan| plan.shape);
+    let frames = pipeline.dit.sample_grid()[0].next_multiple_of(pipeline.dit.patch_size_t.unwrap_or(1));
     let scale = pipeline.vae.spatial_compression_ratio();
-    let sizes = [1, shape[1], pipeline.dit.in_channels, request.height / scale, request.width / scale];
+    let sizes = [1, frames, pipeline.dit.in_channels, request.height / scale, request.width / scale];
     let numbers = |shape: &[usize], seed| {
         let numbers = TorchGenerator::new(seed).randn(shape.iter().product());
         ArrayD::from_shape_vec(IxDyn(shape), numbers).expect("as many")

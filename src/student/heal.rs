@@ -30,8 +30,8 @@ const SAMPLES: usize = 120;
 const ROWS: usize = 2048;
 /// Of the inputs' mean square: what a weight may change by costs that much.
 const RIDGE: f64 = 1e-3;
-/// Of the mean of the gates' squares, added to each.
-const CLOSED: f64 = 1e-2;
+/// Rows of each of these that are kept to see how far a change should go.
+const KEPT: usize = 16;
 
 /// Layers that read the same, refitted together.
 struct Step {
@@ -231,14 +231,13 @@ fn square(x: &ArrayView3<'_, f32>) -> f64 {
 /// The change `D` of a layer that makes `|R - g (X D)|^2` least, where `g` is a gate for each feature that differs from timestep to
 /// timestep.
 ///
-/// Each feature would have normal equations of its own, `sum of g^2 X^T X`. They are taken to be alike but for a factor: those of
-/// the mean square of all gates. What is solved with them is the exact gradient, so that this is a step of Newton's method with
-/// nearly the right curvature.
+/// Each feature would have normal equations of its own, `sum of g^2 X^T X`. They are taken to be alike: those of the mean square of
+/// all gates. What is solved with them is the exact gradient, so this is the direction of Newton's method with nearly the right
+/// curvature; how far each feature goes in it is what makes its error least on rows kept from all predictions.
 struct Fit {
     normal: Normal,
-    /// By feature: sums of `g^2 v` and of `v^2`, where `v` is the mean of `g^2`.
-    gates: Array1<f64>,
-    all: f64,
+    /// Rows kept: what is read, what is off, and the gates.
+    kept: [Vec<f32>; 3],
     /// Squares of what is off, and of what it should be.
     off: f64,
     whole: f64,
@@ -246,23 +245,27 @@ struct Fit {
 
 impl Fit {
     fn new(inputs: usize, outputs: usize) -> Self {
-        Self { normal: Normal::new(inputs, outputs), gates: Array1::zeros(outputs), all: 0.0, off: 0.0, whole: 0.0 }
+        Self { normal: Normal::new(inputs, outputs), kept: [vec![], vec![], vec![]], off: 0.0, whole: 0.0 }
     }
 
     /// Take in tokens `read`, their `residual`, and the square of what they should be.
-    #[allow(clippy::cast_precision_loss)] // Few features and tokens.
+    #[allow(clippy::cast_precision_loss)] // Few features.
     fn add(&mut self, read: &ArrayView3<'_, f32>, residual: &Array3<f32>, gate: &Array1<f32>, whole: f64) {
         self.off += square(&residual.view());
         self.whole += whole;
         let mean = gate.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>() / gate.len() as f64;
-        let step = read.len_of(Axis(1)).saturating_mul(read.len_of(Axis(0))).div_ceil(ROWS).max(1);
+        let step = read.len_of(TOKENS).saturating_mul(read.len_of(Axis(0))).div_ceil(ROWS).max(1);
         let every = Slice::new(0, None, isize::try_from(step).unwrap_or(1));
         for (x, r) in read.outer_iter().zip(residual.outer_iter()) {
             let (x, r) = (x.slice_axis(Axis(0), every), r.slice_axis(Axis(0), every));
-            let count = x.nrows() as f64;
-            self.gates.zip_mut_with(gate, |sum, &g| *sum += count * f64::from(g).powi(2) * mean);
-            self.all += count * mean * mean;
             self.normal.add(&x, &(&r * gate).view(), mean);
+            // Evenly over the tokens, others in each sample.
+            let apart = x.nrows().div_ceil(KEPT).max(1);
+            for row in (self.kept[0].len() % apart..x.nrows()).step_by(apart) {
+                self.kept[0].extend(x.row(row));
+                self.kept[1].extend(r.row(row));
+                self.kept[2].extend(gate);
+            }
         }
     }
 
@@ -270,12 +273,31 @@ impl Fit {
     fn solve(self) -> Result<(Array2<f64>, f64), StudentError> {
         let failed = || StudentError::Numbers { what: "healing" };
         let mut map = self.normal.solve(RIDGE).ok_or_else(failed)?;
-        // Features whose gates are nearly closed stay nearly as they are.
-        let (all, least) = (self.all, CLOSED * self.gates.mean().unwrap_or(0.0));
-        map *= &self.gates.mapv(|sum| all / (sum + least).max(f64::MIN_POSITIVE));
+        let [x, r, gates] = self.kept;
+        let (inputs, outputs) = (map.nrows() - 1, map.ncols());
+        let rows = |kept: Vec<f32>, width: usize| Array2::from_shape_vec((kept.len() / width, width), kept);
+        let (x, r, gates) = (rows(x, inputs), rows(r, outputs), rows(gates, outputs));
+        let (Ok(x), Ok(r), Ok(gates)) = (x, r, gates) else { unreachable!("whole rows are kept") };
+        let weight = map.slice_axis(Axis(0), Slice::from(..inputs)).mapv(narrow);
+        let change = (x.dot(&weight) + map.row(inputs).mapv(narrow)) * gates;
+        let (mut along, mut square) = (Array1::<f64>::zeros(outputs), Array1::<f64>::zeros(outputs));
+        for (change, r) in change.rows().into_iter().zip(r.rows()) {
+            for (i, (&change, &r)) in change.iter().zip(r).enumerate() {
+                along[i] += f64::from(change) * f64::from(r);
+                square[i] += f64::from(change).powi(2);
+            }
+        }
+        // Where gates are closed, nothing changes whatever is done.
+        let far = along.iter().zip(&square).map(|(a, s)| if *s > 0.0 { (a / s).max(0.0) } else { 0.0 });
+        map *= &far.collect::<Array1<_>>();
         if !map.iter().all(|x| x.is_finite()) {
             return Err(failed());
         }
         Ok((map, (self.off / self.whole.max(f64::MIN_POSITIVE)).sqrt()))
     }
+}
+
+#[allow(clippy::cast_possible_truncation)] // Close enough to measure with.
+fn narrow(x: f64) -> f32 {
+    x as f32
 }
