@@ -23,6 +23,7 @@ mod runtime;
 mod sensitivity;
 mod shortcuts;
 mod size;
+mod student;
 mod synth;
 mod verify;
 
@@ -64,6 +65,7 @@ enum Command {
     Sensitivity(sensitivity::Args),
     Compile(compile::Args),
     Cache(cache::Args),
+    Student(student::Args),
     Runtime(runtime::Args),
     Synth(synth::Args),
 }
@@ -101,6 +103,7 @@ pub fn main() -> ExitCode {
         Command::Sensitivity(args) => sensitivity::run(args),
         Command::Compile(args) => compile::run(args),
         Command::Cache(args) => cache::run(args),
+        Command::Student(args) => student::run(args),
         Command::Runtime(args) => runtime::run(args),
         Command::Synth(args) => synth::run(args),
     })

@@ -1,6 +1,6 @@
 //! A checkpoint becomes a bundle: graphs built, weights linked, everything in place at once.
 
-mod convert;
+pub(crate) mod convert;
 mod error;
 mod lora;
 mod options;
@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use cogvx_calibration::attend::Attend;
 use cogvx_calibration::observe::Observe;
 use cogvx_calibration::plan::{Plan, Scheme};
+use cogvx_calibration::probe::Probing;
 use cogvx_calibration::quantize::Quantize;
 use cogvx_calibration::table::Table;
 use cogvx_graphs::config::{DitConfig, PipelineClass, PipelineIndex, T5Config, VaeConfig};
@@ -342,6 +343,9 @@ impl Exporter<'_> {
             let attended = is_asked.then(|| pass::run(&mut Attend::new(&self.options.attend), graph));
             let attended = attended.transpose().map_err(failed)?;
             let graph = attended.as_ref().unwrap_or(graph);
+            let probe = self.options.probe.as_ref().filter(|_| component == Component::Transformer);
+            let probed = probe.map(|probe| pass::run(&mut Probing::new(probe), graph)).transpose().map_err(failed)?;
+            let graph = probed.as_ref().unwrap_or(graph);
             let made = lower(graph, plan.as_ref(), compute, self.options.precision, self.options.target);
             lowered.push((*name, made.map_err(failed)?));
         }

@@ -23,6 +23,7 @@ pub mod runtime;
 pub mod scheduler;
 pub mod sensitivity;
 pub mod stats;
+pub mod student;
 pub mod synth;
 pub mod tokenizer;
 pub mod verify;

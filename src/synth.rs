@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use cogvx_graphs::config::ConfigError;
+use cogvx_graphs::config::{ConfigError, DitConfig};
 use cogvx_graphs::source::{SourceError, open_regular};
 use cogvx_graphs::{BuildError, DType};
 use serde_json::Value;
@@ -141,6 +141,14 @@ pub struct PartReport {
 pub fn plan(model: &Model, options: &Options) -> Result<Vec<PartReport>, SynthError> {
     let recipe = Recipe::new(model, options.layers)?;
     Ok(planned(&recipe, options)?.into_iter().map(|(part, shards)| report(&recipe, part, &shards)).collect())
+}
+
+/// Numbers in the weights of a transformer with this configuration.
+///
+/// # Errors
+/// A configuration that no graph can be built from.
+pub(crate) fn transformer_parameters(config: &DitConfig) -> Result<u64, SynthError> {
+    Ok(needs::transformer(config, &needs::nothing())?.iter().map(|need| need.elements).sum())
 }
 
 /// Write a checkpoint of random weights to the new folder `output`, in diffusers' layout.

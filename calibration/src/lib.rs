@@ -9,6 +9,7 @@ pub mod islands;
 pub mod metrics;
 pub mod observe;
 pub mod plan;
+pub mod probe;
 pub mod quantize;
 pub mod round;
 pub mod scales;

@@ -63,7 +63,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
         let [frames, height, width] = found.size;
         let problems = found.problems();
         if !problems.is_empty() {
-            problems.iter().for_each(|problem| say(&format!("{frames}x{height}x{width}: {problem}")));
+            for problem in problems {
+                say(&format!("{frames}x{height}x{width}: {problem}"));
+            }
             say("no engine was built: the graphs are broken, or their precision is too low for the model");
             return Ok(Answer::No);
         }

@@ -50,7 +50,7 @@ fn get_with(
             let ready = builder.get(&runs, |event| match event {
                 Event::Waiting => say(&format!("{what}: another process builds the engine, waiting for it")),
                 Event::Damaged(why) => {
-                    say(&format!("{what}: the engine in the cache is damaged and built anew: {why}"))
+                    say(&format!("{what}: the engine in the cache is damaged and built anew: {why}"));
                 }
                 Event::Building => {
                     say(&format!("{what}: building the engine, which takes minutes"));

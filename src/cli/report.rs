@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{anyhow, bail};
 use clap::Args as ClapArgs;
 
+use super::gpu::Gpu;
 use super::progress::Progress;
 use super::size::Size;
 use super::{Answer, open, open_with, unwritable};
@@ -81,7 +82,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     }
     let inspection = Inspection::new(&blueprint, args.size.asked(), args.steps)?;
     let opened = if blueprint.is_bundle() {
-        open(&args.model, args.threads)?
+        open(&args.model, args.threads, &Gpu::default())?
     } else {
         let options = ExportOptions { observe: Some(ROWS), attend: blocks.clone(), ..ExportOptions::default() };
         open_with(&args.model, args.threads, options)?.0
@@ -135,7 +136,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
 
 /// What each kind of layer takes of a prediction, of graphs that tell nothing else.
 fn times(args: &Args) -> anyhow::Result<Vec<crate::bench::GroupTime>> {
-    let opened = open(&args.model, args.threads)?;
+    let opened = open(&args.model, args.threads, &Gpu::default())?;
     let settings = Settings { size: args.size.asked(), repeat: 1, profile: true };
     Ok(by_kind(&time(&opened.pipeline, Part::Transformer, settings, |_| ())?.nodes))
 }

@@ -8,7 +8,7 @@ use half::slice::HalfFloatSliceExt as _;
 const TILE: usize = 256;
 
 /// Puts elements of one floating-point type into `out` as another, rounded to nearest even.
-pub(super) fn convert(bytes: &[u8], from: DType, to: DType, out: &mut Vec<u8>) {
+pub(crate) fn convert(bytes: &[u8], from: DType, to: DType, out: &mut Vec<u8>) {
     out.resize(bytes.len() / from.size() * to.size(), 0);
     if from == to {
         out.copy_from_slice(bytes);
@@ -23,7 +23,7 @@ pub(super) fn convert(bytes: &[u8], from: DType, to: DType, out: &mut Vec<u8>) {
 }
 
 /// Puts elements into `numbers` as `f32`, which holds those of each type exactly.
-pub(super) fn decode(bytes: &[u8], from: DType, numbers: &mut Vec<f32>) {
+pub(crate) fn decode(bytes: &[u8], from: DType, numbers: &mut Vec<f32>) {
     numbers.resize(bytes.len() / from.size(), 0.0);
     for (numbers, bytes) in numbers.chunks_mut(TILE).zip(bytes.chunks(TILE * from.size())) {
         widen(bytes, from, numbers);
@@ -31,7 +31,7 @@ pub(super) fn decode(bytes: &[u8], from: DType, numbers: &mut Vec<f32>) {
 }
 
 /// Puts numbers into `out` as elements of `to`, rounded to nearest even.
-pub(super) fn encode(numbers: &[f32], to: DType, out: &mut Vec<u8>) {
+pub(crate) fn encode(numbers: &[f32], to: DType, out: &mut Vec<u8>) {
     out.resize(numbers.len() * to.size(), 0);
     for (out, numbers) in out.chunks_mut(TILE * to.size()).zip(numbers.chunks(TILE)) {
         narrow(numbers, to, out);

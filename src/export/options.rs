@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use cogvx_calibration::histogram::Clip;
 use cogvx_calibration::plan::Scheme;
+use cogvx_calibration::probe::Probe;
 use cogvx_graphs::config::VaeConfig;
 use cogvx_graphs::model::vae::Part;
 use cogvx_graphs::pass::Target;
@@ -33,6 +34,8 @@ pub struct ExportOptions {
     pub observe: Option<usize>,
     /// Make the transformer's graph tell the queries and keys of these blocks.
     pub attend: Vec<usize>,
+    /// Make the transformer's graph tell values, or leave blocks out of it, to see what they are worth.
+    pub probe: Option<Probe>,
     /// Whether numbers that calibration saw overflow `float16`, where nothing can be done, are let through.
     pub allow_overflow: bool,
     /// The runtime the graphs are written for.
@@ -87,6 +90,7 @@ impl Default for ExportOptions {
             observer: Clip::default(),
             observe: None,
             attend: vec![],
+            probe: None,
             allow_overflow: false,
             target: Target::Cpu,
             weights: WeightsMode::Auto,

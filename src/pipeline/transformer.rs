@@ -79,7 +79,7 @@ impl<'a> Transformer<'a> {
 
     /// All outputs of the graph, of which [`SAMPLE`] is the prediction.
     #[allow(clippy::cast_precision_loss)] // Timesteps are below 2^24.
-    pub(super) fn run(
+    pub(crate) fn run(
         &mut self,
         latents: &ArrayViewD<'_, f32>,
         text: &ArrayViewD<'_, f32>,

@@ -120,9 +120,10 @@ fn number_embedding<'g>(
     s.linear("linear_2", x.silu(), out, true)
 }
 
-/// `10000^(-i / (half - shift))`, rounded where torch rounds.
+/// Of the sinusoids that a timestep is embedded by: `10000^(-i / (half - shift))`, rounded where torch rounds.
+#[must_use]
 #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation)] // Widths are far below 2^24.
-fn frequencies(half: usize, shift: usize) -> Vec<f32> {
+pub fn frequencies(half: usize, shift: usize) -> Vec<f32> {
     let log_period = -(10_000_f64.ln()) as f32;
     let exponent = |i: usize| log_period * i as f32 / (half - shift) as f32;
     (0..half).map(|i| f64::from(exponent(i)).exp() as f32).collect()
