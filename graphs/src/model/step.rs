@@ -41,8 +41,8 @@ pub struct Step {
 /// It gives `next_latents`; `hidden_states` `[1 or 2, frames, channels and image_channels, height, width]`, what the transformer
 /// reads next; and, if stochastic, `clean`, which is the next step's `previous`.
 ///
-/// The numbers are those of [`Factors`](../../../cogvx/scheduler/struct.Factors.html) and the order of the operations that of
-/// `Sampler::step`, so that both give the same bits where a device multiplies and adds in two steps.
+/// Factors and the order of operations are those of cogvx's `Sampler::step`, so that both give the same bits where a device
+/// multiplies and adds in two steps.
 #[must_use]
 pub fn build(step: &Step) -> Graph {
     let graph = Graph::new();
