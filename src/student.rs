@@ -2,7 +2,7 @@
 //!
 //! A student has fewer of the teacher's blocks, of its heads and with them channels, of the channels of its feed-forwards and of
 //! its time embedding. What goes is chosen by place and by the weights alone or, where the teacher is run on prompts, by what that
-//! shows. [`heal`] then refits the linear layers that are left to what the teacher computes.
+//! shows. Healing then refits the linear layers that are left to what the teacher computes.
 
 mod cut;
 mod error;

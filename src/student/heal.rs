@@ -25,13 +25,13 @@ use crate::runtime::Outputs;
 
 const TOKENS: Axis = Axis(1);
 /// Predictions that a layer is fitted on.
-const SAMPLES: usize = 120;
+const SAMPLES: usize = 240;
 /// Rows taken of a prediction's stream.
 const ROWS: usize = 2048;
 /// Of the inputs' mean square: what a weight may change by costs that much.
-const RIDGE: f64 = 1e-3;
+const RIDGE: f64 = 1e-2;
 /// Rows of each of these that are kept to see how far a change should go.
-const KEPT: usize = 16;
+const KEPT: usize = 4;
 
 /// Layers that read the same, refitted together.
 struct Step {
