@@ -8,7 +8,7 @@ use cogvx::quality::Fault;
 use cogvx_graphs::DType;
 use cogvx_graphs::pass::Target;
 
-use common::{bundle_of, fixture, fresh_folder, pipeline, root, spoilt};
+use common::{bundle_of, cogvx, fixture, fresh_folder, pipeline, root, said, spoilt};
 
 /// The look at what comes of a checkpoint for `target`, compared with its float graphs for the processor.
 fn looked(checkpoint: &std::path::Path, reference: &std::path::Path, target: Target) -> Preflight {
@@ -55,4 +55,62 @@ fn broken_graphs_are_found_before_anything_is_built_of_them() {
     let found = looked(&bad, &good, Target::Cuda);
     assert_eq!(found.faults, []);
     assert!(found.problems()[0].starts_with("latents: expected a relative error of at most 5e-2, found "), "{found:?}");
+}
+
+/// Exit code and output of `cogvx` with these arguments.
+fn ran(arguments: &[&str]) -> (Option<i32>, String) {
+    let output = cogvx().args(arguments).output().expect("cogvx starts");
+    (output.status.code(), said(&output))
+}
+
+#[test]
+fn compile_looks_before_it_builds() {
+    let folder = fresh_folder();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let tensorrt = ExportOptions { target: Target::TensorRt, precision: Some(DType::F16), ..ExportOptions::default() };
+    let exported = |name: &str, checkpoint: &std::path::Path, options: &ExportOptions| {
+        cogvx::export::export(checkpoint, &folder.path().join(name), options, |_| {}).expect("a sound checkpoint");
+        path(name)
+    };
+    let plain = exported("plain", &fixture("2b-fp32"), &ExportOptions::default());
+    let (code, text) = ran(&["compile", &plain]);
+    assert_eq!(code, Some(2), "{text}");
+    assert!(
+        text.ends_with(
+            "expected a bundle exported with `--target tensorrt`, found one for `cpu`, which runs as it is\n"
+        ),
+        "{text}"
+    );
+
+    let good = exported("good", &fixture("2b-fp32"), &tensorrt);
+    let (_, text) = ran(&["compile", &good, "--against", &plain, "--cache", &path("engines")]);
+    // What follows depends on the machine.
+    assert!(text.starts_with("preflight at 17x64x64: nothing is broken, latents "), "{text}");
+
+    let nan = |name: &str, x: f32| if name.ends_with("proj_out.bias") { f32::NAN } else { x };
+    let bad = spoilt("2b-fp32", &folder.path().join("nan"), "transformer/diffusion_pytorch_model.safetensors", nan);
+    let bad = exported("bad", &bad, &ExportOptions { precision: None, ..tensorrt.clone() });
+    let (code, text) = ran(&["compile", &bad, "--cache", &path("engines")]);
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("17x64x64: NaN or infinity from the transformer\nno engine was built: "), "{text}");
+    assert!(!folder.path().join("engines").exists());
+}
+
+#[test]
+fn the_cache_tells_what_is_damaged_and_clears_it_away() {
+    let folder = fresh_folder();
+    let cache = folder.path().join("engines");
+    let engine = cache.join("0123456789abcdef0123456789abcdef");
+    std::fs::create_dir_all(&engine).expect("a folder");
+    std::fs::write(engine.join("engine"), "half an engine").expect("a file");
+    std::fs::write(cache.join("notes.txt"), "not an engine").expect("a file");
+    let cache = cache.display().to_string();
+    let (code, text) = ran(&["cache", "ls", "--cache", &cache]);
+    assert!(code == Some(0) && text.contains("damaged: it has no `entry.json`"), "{text}");
+    let (code, text) = ran(&["cache", "verify", "--cache", &cache, "--json"]);
+    assert!(code == Some(1) && text.contains("\"damaged\": \"it has no `entry.json`\""), "{text}");
+    let (code, text) = ran(&["cache", "gc", "--cache", &cache]);
+    assert_eq!((code, text.as_str()), (Some(0), "0123456789abcdef0123456789abcdef\n1 removed: 14 B\n"));
+    assert!(!engine.exists() && std::path::Path::new(&cache).join("notes.txt").exists());
+    assert_eq!(ran(&["cache", "verify", "--cache", &cache]).0, Some(0));
 }

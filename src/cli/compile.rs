@@ -73,6 +73,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
         say(&format!("preflight at {frames}x{height}x{width}: nothing is broken{}", error.unwrap_or_default()));
     }
     let runtime = args.gpu.start(manifest, 0)?;
+    if runtime.device() != Device::TensorRt {
+        bail!("`--fallback`: expected no such option: engines are built on the GPU they are for");
+    }
     interrupt::ends(runtime.interrupt());
     let pipeline = Pipeline::open(bundle, runtime)?;
     let own = pipeline.request("")?;
