@@ -5,9 +5,10 @@ mod common;
 use cogvx::blueprint::Blueprint;
 use cogvx::export::Component;
 use cogvx::inspect::Inspection;
+use cogvx::synth::{Model, Options, Part, synthesize};
 use insta::assert_snapshot;
 
-use common::{cogvx, fixture, root, said};
+use common::{cogvx, fixture, fresh_folder, root, said};
 
 fn printed(arguments: &[&str]) -> String {
     let output = cogvx().current_dir(root()).args(arguments).output().expect("the program starts");
@@ -105,4 +106,10 @@ fn a_configuration_is_enough() {
     assert_eq!(config("text_encoder"), [shapes[0], published[1], published[2], published[3]]);
     let found = Blueprint::open(&root().join("Cargo.toml").display().to_string());
     assert!(found.is_err());
+    // Of a checkpoint whose weights are not all there, the others are those of its configurations.
+    let folder = fresh_folder();
+    let options = Options { parts: vec![Part::Vae], ..Options::default() };
+    let partial = folder.path().join("partial");
+    synthesize(&Model::Like(fixture("2b-fp32")), &partial, &options, |_| {}).expect("a checkpoint");
+    assert_eq!(of(&partial.display().to_string()), of(&fixture("2b-fp32").display().to_string()));
 }

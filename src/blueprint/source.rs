@@ -42,18 +42,20 @@ impl Blueprint {
 
     /// Of a checkpoint; a component without any weights is taken to have those of its configuration.
     fn of_checkpoint(path: &Path) -> Result<Self, BlueprintError> {
-        let weights = |component: Component| {
-            let folder = path.join(component.checkpoint_folder());
-            Weights::open(&folder, component.stem())
-        };
-        let has_weights = |part: &&Part| {
+        let recipe = Recipe::new(&Model::Like(path.into()), None)?;
+        let has_weights = |part: Part| {
             let entries = std::fs::read_dir(path.join(part.folder())).into_iter().flatten().flatten();
             entries.into_iter().any(|entry| entry.path().extension().is_some_and(|e| e == "safetensors"))
         };
-        if Part::ALL.iter().filter(has_weights).count() == 0 {
-            let recipe = Recipe::new(&Model::Like(path.into()), None)?;
+        if !Part::ALL.into_iter().any(has_weights) {
             return Self::of_recipe(&named(path), &recipe);
         }
+        let weights = |component: Component, part: Part| -> Result<Weights, BlueprintError> {
+            if has_weights(part) {
+                return Ok(Weights::open(&path.join(part.folder()), component.stem())?);
+            }
+            Ok(synthetic(all(recipe.needs(part)?), |_| recipe.dtype(part)))
+        };
         let configs = read_configs(path)?;
         Ok(Self {
             name: named(path),
@@ -62,9 +64,9 @@ impl Blueprint {
             dit: configs.dit,
             vae: configs.vae,
             weights: [
-                weights(Component::TextEncoder)?,
-                weights(Component::Transformer)?,
-                weights(Component::VaeDecoder)?,
+                weights(Component::TextEncoder, Part::TextEncoder)?,
+                weights(Component::Transformer, Part::Transformer)?,
+                weights(Component::VaeDecoder, Part::Vae)?,
             ],
             form: Form::default(),
             quantized: None,
