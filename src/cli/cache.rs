@@ -8,7 +8,7 @@ use clap::{Args as ClapArgs, Subcommand};
 use indicatif::{HumanBytes, HumanDuration};
 use serde_json::json;
 
-use super::Answer;
+use super::{Answer, memory};
 use crate::engines::{EnginesError, Key, Listed, Store};
 use crate::runtime;
 
@@ -35,7 +35,7 @@ enum What {
     /// Remove what is damaged and what killed builds left, and by choice what is old or too much
     Gc {
         /// Keep at most so much, such as 20GB; what was used longest ago goes first
-        #[arg(long, value_parser = bytes)]
+        #[arg(long, value_parser = memory::parse)]
         max_size: Option<u64>,
         /// Remove what was not used for so long, such as 30d or 12h
         #[arg(long, value_name = "TIME", value_parser = duration)]
@@ -136,33 +136,6 @@ fn table(listed: &[Listed], full: bool) -> comfy_table::Table {
     table
 }
 
-/// Reads an amount of memory such as `20GB`, `512MiB` or `1000`.
-pub(super) fn bytes(text: &str) -> Result<u64, String> {
-    let wrong = || "expected an amount such as 20GB or 512MiB".to_string();
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let number: f64 = digits.trim().parse().map_err(|_| wrong())?;
-    let unit: u64 = match text[digits.len()..].to_ascii_lowercase().as_str() {
-        "" | "b" => 1,
-        "kb" | "k" => 1000,
-        "mb" | "m" => 1_000_000,
-        "gb" | "g" => 1_000_000_000,
-        "tb" | "t" => 1_000_000_000_000,
-        "kib" => 1 << 10,
-        "mib" => 1 << 20,
-        "gib" => 1 << 30,
-        "tib" => 1 << 40,
-        _ => return Err(wrong()),
-    };
-    #[expect(
-        clippy::cast_precision_loss,
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "an amount"
-    )]
-    let bytes = (number * unit as f64) as u64;
-    if number.is_finite() && number >= 0.0 { Ok(bytes) } else { Err(wrong()) }
-}
-
 /// Reads a time such as `30d`, `12h`, `5m` or `90s`.
 fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || "expected a time such as 30d, 12h, 5m or 90s".to_string();
@@ -183,14 +156,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn amounts_and_times_are_read_as_they_are_written() {
-        for (text, expected) in [("1000", 1000), ("1.5GB", 1_500_000_000), ("2 MiB", 2 << 20), ("20g", 20_000_000_000)]
-        {
-            assert_eq!(bytes(text), Ok(expected), "{text}");
-        }
-        for text in ["", "GB", "-1GB", "1PB", "nan", "inf", "1é"] {
-            assert!(bytes(text).is_err(), "{text}");
-        }
+    fn times_are_read_as_they_are_written() {
         for (text, seconds) in [("30d", 2_592_000), ("12h", 43_200), ("5m", 300), ("90s", 90)] {
             assert_eq!(duration(text), Ok(Duration::from_secs(seconds)), "{text}");
         }

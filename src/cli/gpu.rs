@@ -3,6 +3,7 @@
 use anyhow::bail;
 use clap::{Args, ValueEnum};
 
+use super::memory;
 use super::progress::say;
 use crate::bundle::Manifest;
 use crate::pipeline;
@@ -15,7 +16,7 @@ pub(super) struct Gpu {
     #[arg(long, value_name = "N", help_heading = "GPU")]
     device: Option<u32>,
     /// Most memory for what is computed, such as 8GB; weights come beside it
-    #[arg(long = "gpu-memory", help_heading = "GPU", value_name = "BYTES", value_parser = bytes)]
+    #[arg(long = "gpu-memory", help_heading = "GPU", value_name = "BYTES", value_parser = memory::parse)]
     memory: Option<u64>,
     /// Record the transformer's kernels once and start them all together, where the bundle has fixed sizes
     #[arg(long, help_heading = "GPU")]
@@ -83,32 +84,9 @@ impl Gpu {
     }
 }
 
-/// A number of bytes: `8GB`, `512MB`, `6GiB` or `1000000`.
-fn bytes(text: &str) -> Result<u64, String> {
-    const UNITS: [(&str, u64); 6] =
-        [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("GB", 1_000_000_000), ("MB", 1_000_000), ("KB", 1000)];
-    let unit = UNITS.iter().find_map(|(unit, factor)| Some((text.strip_suffix(unit)?, *factor)));
-    let (number, factor) = unit.unwrap_or((text, 1));
-    let number: u64 = number.trim().parse().map_err(|_| "expected a whole number of bytes, such as 8GB")?;
-    number
-        .checked_mul(factor)
-        .filter(|bytes| *bytes > 0)
-        .ok_or_else(|| "expected at least one byte and fewer than 2^64".into())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn memory_is_asked_for_in_any_unit() {
-        for (text, expected) in [("8GB", 8_000_000_000), ("512 MiB", 512 << 20), ("1", 1), ("2KB", 2000)] {
-            assert_eq!(bytes(text), Ok(expected), "{text}");
-        }
-        for text in ["", "GB", "-1GB", "8G", "1.5GB", "0", "99999999999GB"] {
-            assert!(bytes(text).is_err(), "{text}");
-        }
-    }
 
     #[test]
     fn options_of_gpus_are_refused_for_other_bundles() {

@@ -1,4 +1,4 @@
-//! `--max-memory`.
+//! Amounts of memory: `--max-memory`, `--gpu-memory`, `--max-size`.
 
 /// Units and what they are in bytes.
 const UNITS: [(&str, f64); 9] = [
