@@ -45,7 +45,7 @@ pub(super) struct Args {
     /// Channels of the time embedding, in which all modulations are linear [default: the teacher's]
     #[arg(long)]
     time_embed: Option<usize>,
-    /// List sizes of about so many parameters (such as 0.5B, 800M) and, with an output, make the widest of them
+    /// List sizes of about so many parameters (such as 0.5B, 800M) and, with an output, make the deepest of them
     #[arg(long, value_name = "N", value_parser = parameters, conflicts_with = "layer_map")]
     target_params: Option<u64>,
     /// Run the teacher on prompts and choose by what that shows

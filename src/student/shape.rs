@@ -120,8 +120,7 @@ pub(super) fn options(
     Ok(nearest.into_iter().min_by(|a, b| off(a).total_cmp(&off(b))).into_iter().collect())
 }
 
-/// The option that is made: the one that keeps most of what the teacher's blocks compute, which is the widest. Blocks that go
-/// are partly made up for by those that stay; channels that go leave every layer.
+/// The option that is made: the deepest, which is what healing made best of where both were tried (`docs/student.md`).
 pub(super) fn chosen(options: &[Costs]) -> Option<&Costs> {
-    options.iter().max_by_key(|costs| (costs.shape.heads, costs.shape.layers))
+    options.iter().max_by_key(|costs| (costs.shape.layers, costs.shape.heads))
 }
