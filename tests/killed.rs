@@ -105,10 +105,17 @@ fn a_killed_replacement_leaves_a_complete_bundle() {
 
 /// Kill `line` at `times` moments over the time it takes, and call `after` with each.
 fn kill_anytime(scene: &Scene, line: &str, times: u32, mut after: impl FnMut(Duration)) {
-    let since = Instant::now();
-    assert_eq!(scene.run(line).code, Some(0), "{line}");
-    let whole = since.elapsed();
-    after(whole);
+    // The shortest of some: a moment after the end kills nothing.
+    let run = || {
+        let since = Instant::now();
+        assert_eq!(scene.run(line).code, Some(0), "{line}");
+        since.elapsed()
+    };
+    let mut whole = Duration::MAX;
+    for _ in 0..3 {
+        whole = whole.min(run());
+        after(whole);
+    }
     let (mut killed, mut done) = (0, 0);
     for moment in 0..times {
         let moment = whole * (moment * 7 % times) / times;

@@ -46,8 +46,13 @@ fn files_of_prompts_are_refused_by_line_and_field() {
             "an unknown field",
             |s| second(s, r#"{"prompt": "fox", "num_frames": 9}"#),
             "`PROMPTS`, line 2, `num_frames`: expected one of prompt, negative_prompt, seed, steps, guidance, \
-             dynamic_cfg, image, video, strength, frames, height, width, scheduler, fps, sequential_guidance, vae_tiling, output, found \
-             another field",
+             dynamic_cfg, image, video, strength, frames, height, width, scheduler, fps, sequential_guidance, vae_tiling, \
+             guidance_interval, guidance_every, step_cache, output, found another field",
+        ),
+        batch(
+            "a share of the steps that is none",
+            |s| second(s, r#"{"prompt": "fox", "guidance_interval": "0-1"}"#),
+            "`PROMPTS`, line 2, `guidance_interval`: expected a text such as \"0:0.8\", found `\"0-1\"`",
         ),
         batch(
             "a text for a number",
