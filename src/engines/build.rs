@@ -58,7 +58,8 @@ impl Builder<'_> {
             let timing = self.store.folder().join("timing");
             fs::create_dir_all(&timing).map_err(EnginesError::io(&timing))?;
             let options = TensorRtOptions {
-                engines: Some(EngineFiles { folder: folder.into(), prefix: "engine".into() }),
+                // Beside the context: the provider takes no other place than one below it, and so the folder can be renamed.
+                engines: Some(EngineFiles { folder: PathBuf::new(), prefix: "engine".into() }),
                 timing_cache: Some(timing),
                 context: Some(ContextFile { file: folder.join(CONTEXT), embedded: false }),
                 ..options
@@ -66,7 +67,11 @@ impl Builder<'_> {
             let failed = |error: RuntimeError| EnginesError::Build(error.to_string());
             let runtime = Runtime::start(Setup::TensorRt(Box::new(options)), 0).map_err(failed)?;
             // With sizes that are known the engine is built when the graph is loaded.
-            runtime.load(&self.bundle.path(&file), traits).map(drop).map_err(failed)
+            runtime.load(&self.bundle.path(&file), traits).map_err(failed)?;
+            if folder.join(CONTEXT).is_file() {
+                return Ok(());
+            }
+            Err(EnginesError::Build("TensorRT made no engine of the whole graph".into()))
         };
         let entry = self.store.get_or_build(&key, self.stop, tell, build)?;
         let model = entry.folder.join(CONTEXT);
