@@ -7,7 +7,7 @@ use cogvx_graphs::graph::{Graph, Node, Weight};
 use cogvx_graphs::onnx::{Placement, serialize};
 use cogvx_graphs::op::{Attribute, Op};
 use cogvx_graphs::pass::{self, Lower, Pass, Precision, Target};
-use cogvx_graphs::{DType, Value, dims};
+use cogvx_graphs::{DType, Dim, Value, dims};
 use half::f16;
 use ndarray::{ArrayD, IxDyn};
 
@@ -103,6 +103,39 @@ fn a_convolution_of_an_upsampled_tensor_is_four_of_the_tensor() -> Outcome {
     assert!(!operators.contains(&"Resize"), "{operators:?}");
     assert_eq!(operators.iter().filter(|&&name| name == "Conv").count(), 4);
     assert!(furthest(&plain, &four) < 1e-5, "{}", furthest(&plain, &four));
+    Ok(())
+}
+
+/// A causal convolution of 64 channels over `frames` frames of 5x6, two of the past before them.
+fn causal(frames: &Dim) -> impl Fn(&Graph) {
+    move |g: &Graph| {
+        let before = if let Some(n) = frames.fixed() { Dim::Fixed(n + 2) } else { &Dim::Fixed(2) + frames };
+        let x = g.input("x", DType::F32, dims![1, 64, before, 5, 6]);
+        let weight = g.weight(Weight::whole("weight", DType::F16, &[72, 64, 3, 3, 3]), DType::F32);
+        let bias = g.weight(Weight::whole("bias", DType::F16, &[72]), DType::F32);
+        g.output("y", x.conv(weight, Some(bias), [1; 3], [[0; 2], [1; 2], [1; 2]]));
+    }
+}
+
+#[test]
+fn a_convolution_over_time_is_fewer_of_pictures() -> Outcome {
+    let fewer = |operators: &[&str]| operators.contains(&"MatMul");
+    for frames in 1..=9 {
+        let x = input(&[1, 64, frames + 2, 5, 6])?;
+        let known = Dim::Fixed(frames);
+        // An open number that is not known to come of doubling may well be that of an image.
+        let (plain, operators) = outcome(causal(&Dim::named("frames")), Lower::new(Target::Cpu), &x)?;
+        assert!(!fewer(&operators), "{operators:?}");
+        for (frames, expected) in [(&known, frames >= 4), (&Dim::named("double(frames)"), true)] {
+            let (y, operators) = outcome(causal(frames), Lower::new(Target::Cpu), &x)?;
+            assert_eq!(fewer(&operators), expected, "{frames} frames: {operators:?}");
+            let largest = plain.iter().fold(0.0, |most: f32, y| most.max(y.abs()));
+            let error = furthest(&plain, &y) / largest;
+            assert!(error < 1e-5, "{frames} frames: {error}");
+        }
+    }
+    let (_, operators) = outcome(causal(&Dim::Fixed(8)), Lower::new(Target::Cuda), &input(&[1, 64, 10, 5, 6])?)?;
+    assert!(!fewer(&operators), "{operators:?}");
     Ok(())
 }
 

@@ -117,7 +117,14 @@ impl Reader<'_> {
         let (word, rest) = self.rest.split_at(end);
         self.rest = rest;
         if self.takes("(") {
-            let n = self.sum().filter(|_| self.takes(")"))?;
+            let n = self.sum()?;
+            if word == "groups" {
+                let of = self.takes(", ").then(|| self.sum()).flatten().filter(|&of| of > 0 && self.takes(")"))?;
+                return Some(n.div_ceil(of));
+            }
+            if !self.takes(")") {
+                return None;
+            }
             return match word {
                 "" => Some(n),
                 // Of an odd number of frames the first stands alone.
@@ -149,11 +156,20 @@ mod tests {
             (Dim::named("double(double(frames))"), 17),
             (Dim::named("halve(double(frames))"), 5),
             (Dim::named("frames - 2"), 3),
+            (&Dim::named("groups(double(frames), 4)") * 6, 18),
             (&Dim::named("double(frames)") * 4, 36),
         ] {
             assert_eq!(sizes.of(&dim), Ok(expected), "{dim}");
         }
-        for unknown in ["width", "frames +", "triple(frames)", "double(frames", "frames - height", "frames height"] {
+        for unknown in [
+            "width",
+            "frames +",
+            "triple(frames)",
+            "double(frames",
+            "groups(frames, 0)",
+            "frames - height",
+            "frames height",
+        ] {
             assert_eq!(sizes.of(&Dim::named(unknown)), Err(CostError::Size(unknown.into())));
         }
     }

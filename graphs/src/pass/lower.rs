@@ -3,6 +3,7 @@
 mod bfloat16;
 mod quantized;
 mod upsampled;
+mod winograd;
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -51,6 +52,8 @@ pub struct Lower {
     tokens: HashMap<usize, [usize; 2]>,
     /// For each upsampled value, what it was and the factors.
     upsampled: HashMap<usize, (usize, Vec<usize>)>,
+    /// For each number of frames, how a convolution that makes them mixes them.
+    mixings: HashMap<Dim, winograd::Mixing>,
 }
 
 impl Lower {
@@ -65,6 +68,7 @@ impl Lower {
             shapes: HashMap::new(),
             tokens: HashMap::new(),
             upsampled: HashMap::new(),
+            mixings: HashMap::new(),
         }
     }
 
@@ -371,7 +375,8 @@ impl Pass for Lower {
             Op::Linear => Some(vec![self.linear(x?, &inputs[1..], &types[0])]),
             Op::QuantizedLinear(layer) => Some(vec![self.quantized_linear(x?, layer, &inputs[1..], &types[0])]),
             Op::Conv { strides, pads } => {
-                if let Some(y) = self.conv_of_upsampled(inputs, strides, pads, &types[0]) {
+                let faster = self.conv_of_upsampled(inputs, strides, pads, &types[0]);
+                if let Some(y) = faster.or_else(|| self.conv_over_time(inputs, strides, pads, &types[0])) {
                     return Some(vec![y]);
                 }
                 let since = if types[0].dtype == DType::BF16 { 22 } else { 11 };
