@@ -1,5 +1,6 @@
 //! ONNX Runtime: the library, devices, sessions, runs. Nothing else in cogvx knows `ort`.
 
+mod cpu;
 mod cuda;
 mod driver;
 mod error;
@@ -17,10 +18,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use ort::environment::Environment;
 use ort::ep::{ArbitrarilyConfigurableExecutionProvider, CPU, CUDA, TensorRT};
 use ort::logging::LogLevel;
-use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
+use ort::session::builder::SessionBuilder;
 use ort::session::{NoSelectedOutputs, RunOptions};
 use tempfile::TempDir;
 
+pub use cpu::CpuOptions;
 pub use cuda::CudaOptions;
 use cuda::Pairs;
 pub use error::{DeviceError, RuntimeError};
@@ -32,9 +34,6 @@ use session::Place;
 pub use session::{Input, Outputs, Session, State};
 pub use tensorrt::{ContextFile, EngineFiles, Profile, ProfileError, TensorRtOptions};
 pub use traits::{Layout, Traits};
-
-/// Optimizers that would hold a second, `float32` copy of 16-bit weights.
-const COPYING_OPTIMIZERS: &str = "ConstantFolding;FuseFp16InitializerToFp32NodeTransformer";
 
 /// Where graphs run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -49,21 +48,26 @@ pub enum Device {
 }
 
 /// Where graphs run, and how.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Setup {
     /// On the processor.
-    #[default]
-    Cpu,
+    Cpu(CpuOptions),
     /// On a CUDA device.
     Cuda(CudaOptions),
     /// On a CUDA device, through TensorRT.
     TensorRt(Box<TensorRtOptions>),
 }
 
+impl Default for Setup {
+    fn default() -> Self {
+        Self::Cpu(CpuOptions::default())
+    }
+}
+
 impl From<Device> for Setup {
     fn from(device: Device) -> Self {
         match device {
-            Device::Cpu => Self::Cpu,
+            Device::Cpu => Self::default(),
             Device::Cuda => Self::Cuda(CudaOptions::default()),
             Device::TensorRt => Self::TensorRt(Box::default()),
         }
@@ -75,7 +79,7 @@ impl Setup {
     #[must_use]
     pub fn device(&self) -> Device {
         match self {
-            Self::Cpu => Device::Cpu,
+            Self::Cpu(_) => Device::Cpu,
             Self::Cuda(_) => Device::Cuda,
             Self::TensorRt(_) => Device::TensorRt,
         }
@@ -85,7 +89,7 @@ impl Setup {
     #[must_use]
     pub fn cuda(&self) -> Option<&CudaOptions> {
         match self {
-            Self::Cpu => None,
+            Self::Cpu(_) => None,
             Self::Cuda(options) => Some(options),
             Self::TensorRt(options) => Some(&options.cuda),
         }
@@ -215,7 +219,7 @@ impl Runtime {
     /// Load a graph, told what it is like, or only how weights are kept.
     ///
     /// Graphs are written in the form their target runs fast, so nothing is optimized here; weights stay where they are
-    /// mapped.
+    /// mapped unless [`CpuOptions::prepack`] was chosen.
     ///
     /// # Errors
     /// A graph ONNX Runtime refuses.
@@ -234,12 +238,21 @@ impl Runtime {
     }
 
     fn load_with(&self, path: &Path, traits: Traits<'_>, profile: Option<TempDir>) -> Result<Session, RuntimeError> {
+        let traits = Traits { layout: self.layout(traits), ..traits };
         let profile_shapes = |source| RuntimeError::Profile { path: path.into(), source };
         let providers = Providers::of(&self.setup, traits).map_err(profile_shapes)?;
         let opened = self.builder(&providers, traits, profile.as_ref().map(TempDir::path));
         let inner = opened.and_then(|mut builder| builder.commit_from_file(path));
         let inner = inner.map_err(|e| self.refused(path, &e))?;
         Ok(self.session(inner, path, profile))
+    }
+
+    /// How weights of a graph are kept.
+    fn layout(&self, traits: Traits<'_>) -> Layout {
+        match &self.setup {
+            Setup::Cpu(options) => options.layout(traits),
+            _ => traits.layout,
+        }
     }
 
     /// Load a graph that cogvx just made; on a GPU CUDA runs it, without an engine.
@@ -284,16 +297,16 @@ impl Runtime {
         }
         if on_cpu {
             // With a GPU, naming the processor would contradict that nothing may fall back to it.
-            list.push(CPU::default().with_arena_allocator(false).build());
+            list.push(CPU::default().with_arena_allocator(cpu::keeps_memory(traits.layout)).build());
         }
         let mut builder = ort::session::Session::builder(&self.environment)?
-            .with_optimization_level(GraphOptimizationLevel::Disable)?
+            .with_optimization_level(cpu::optimization(traits.layout))?
             // From the second run with the same sizes on ONNX Runtime would take one block for all that nodes make, from begin to
             // end: of the VAE at 480x720 that is a quarter more than is in use at once.
             .with_memory_pattern(!on_cpu && !traits.convolves)?
-            .with_prepacking(!on_cpu || traits.layout == Layout::Packed)?
+            .with_prepacking(!on_cpu || traits.layout != Layout::Mapped)?
             .with_log_level(LogLevel::Fatal)?
-            .with_disabled_optimizers(COPYING_OPTIMIZERS)?
+            .with_disabled_optimizers(cpu::disabled(traits.layout))?
             .with_execution_providers(list)?;
         if !on_cpu {
             for (key, value) in cuda::session(traits) {
