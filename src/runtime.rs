@@ -27,6 +27,7 @@ pub use cuda::CudaOptions;
 use cuda::Pairs;
 pub use error::{DeviceError, RuntimeError};
 use error::{is_memory, line};
+use library::Build;
 pub use library::{Library, LibraryError, Origin, VERSION};
 pub use profile::NodeRun;
 pub use resident::{Bound, Resident};
@@ -152,8 +153,22 @@ impl Interrupt {
 /// # Errors
 /// No library, and none that could be installed.
 pub fn library(device: Device) -> Result<Library, LibraryError> {
-    let build = if device == Device::Cpu { library::Build::Cpu } else { library::Build::Gpu };
-    library::find_or_install(build)
+    library::find_or_install(build(device))
+}
+
+fn build(device: Device) -> Build {
+    if device == Device::Cpu { Build::Cpu } else { Build::Gpu }
+}
+
+/// Load the library for `device`, without a look at the device.
+///
+/// A process has one library of ONNX Runtime, the first one that is loaded. The build for GPUs runs on the processor, too, so
+/// whoever needs both asks for it before any runtime is started.
+///
+/// # Errors
+/// No library, one that does not start, or another one that is loaded already and knows no GPUs.
+pub fn load_library(device: Device) -> Result<(), RuntimeError> {
+    environment(device).map(drop)
 }
 
 /// cogvx's folder in the user's cache: ONNX Runtime's libraries, and engines.
@@ -175,16 +190,12 @@ impl Runtime {
     /// No library, or one that does not start; a GPU that is not there or not fit, or libraries it lacks.
     pub fn start(setup: impl Into<Setup>, threads: usize) -> Result<Self, RuntimeError> {
         let setup = setup.into();
-        let path = library(setup.device())?.path;
+        let (environment, path) = environment(setup.device())?;
         if setup.device() != Device::Cpu {
             driver::load(setup.device() == Device::TensorRt)?;
         }
-        let start = || -> Result<_, String> {
-            let environment = environment(&path)?;
-            environment.set_log_level(LogLevel::Fatal);
-            Ok((environment, Runs::new().map_err(|e| line(&e))?))
-        };
-        let (environment, runs) = start().map_err(|message| RuntimeError::Start { path: path.clone(), message })?;
+        environment.set_log_level(LogLevel::Fatal);
+        let runs = Runs::new().map_err(|e| RuntimeError::Start { path, message: line(&e) })?;
         let runtime = Self { environment, setup, threads, interrupt: Interrupt(Arc::new(runs), Arc::default()) };
         if runtime.setup.cuda().is_some() {
             resident::try_device(&runtime)?;
@@ -343,14 +354,22 @@ fn configured<P: ArbitrarilyConfigurableExecutionProvider>(provider: P, pairs: &
     pairs.iter().fold(provider, |provider, (key, value)| provider.with_arbitrary_config(key, value))
 }
 
-/// The environment: ONNX Runtime allows one a process, so the first runtime starts it and all others share it.
-fn environment(library: &Path) -> Result<Environment, String> {
-    static STARTED: Mutex<Option<Environment>> = Mutex::new(None);
+/// The environment and its library: ONNX Runtime allows one a process, so the first runtime starts it and all others share it.
+fn environment(device: Device) -> Result<(Environment, PathBuf), RuntimeError> {
+    static STARTED: Mutex<Option<(Environment, PathBuf)>> = Mutex::new(None);
     let mut started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(environment) = &*started {
-        return Ok(environment.clone());
+    if let Some((environment, path)) = &*started {
+        if device == Device::Cpu || Build::Gpu.is_at(path) {
+            return Ok((environment.clone(), path.clone()));
+        }
+        let message = "expected the build for GPUs, found that for the processor, which this process has loaded before";
+        return Err(RuntimeError::Start { path: path.clone(), message: message.into() });
     }
-    let builder = ort::init_from(library).map_err(|e| e.to_string())?;
-    let environment = builder.with_name("cogvx").with_telemetry(false).build().map_err(|e| e.to_string())?;
-    Ok(started.insert(environment).clone())
+    let path = library(device)?.path;
+    let start = || {
+        let builder = ort::init_from(&path).map_err(|e| e.to_string())?;
+        builder.with_name("cogvx").with_telemetry(false).build().map_err(|e| e.to_string())
+    };
+    let environment = start().map_err(|message| RuntimeError::Start { path: path.clone(), message })?;
+    Ok(started.insert((environment, path)).clone())
 }

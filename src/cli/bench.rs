@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::progress::Progress;
 use super::size::Size;
-use super::{Answer, Opened, open};
+use super::{Answer, Opened, load_library, open};
 use crate::bench::{
     GroupTime, LoopTiming, Part, Settings, Timing, Verdict, by_kind, by_operator, time, time_loop, verdict,
 };
@@ -76,6 +76,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
         bail!("`--store`: expected a bundle, found `{}`", args.bundle.display());
     }
     let gpu = args.gpu.prepacked(args.prepack);
+    if let Some(against) = &args.against {
+        load_library(&[&args.bundle, against])?;
+    }
     let mut opened = open(&args.bundle, args.threads, &gpu)?;
     if args.resident {
         opened.pipeline = opened.pipeline.with_resident_latents(true);

@@ -10,7 +10,7 @@ use serde_json::json;
 use super::progress::Progress;
 use super::shortcuts::Shortcuts;
 use super::size::Size;
-use super::{Answer, open, prompts, unwritable};
+use super::{Answer, load_library, open, prompts, unwritable};
 use crate::pending;
 use crate::picture;
 use crate::pipeline::{Pipeline, Request, Start};
@@ -87,6 +87,7 @@ fn decibels(text: &str) -> Result<f64, String> {
 pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     let prompts = prompts::read(args.prompts.as_deref(), &[&args.against, &args.bundle])?;
     let page = args.html.as_deref().map(PageFile::create).transpose()?;
+    load_library(&[&args.bundle, &args.against])?;
     let gpu = args.gpu.prepacked(args.prepack);
     let judged = open(&args.bundle, args.threads, &gpu)?;
     let reference = open(&args.against, args.threads, &gpu.of_another())?;
