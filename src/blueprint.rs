@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use cogvx_calibration::convs;
 use cogvx_calibration::plan::{Plan, Scheme};
 use cogvx_graphs::config::{ConfigError, DitConfig, PipelineClass, T5Config, VaeConfig};
-use cogvx_graphs::cost::{Cost, CostError, Sizes, elements};
+use cogvx_graphs::cost::{Cost, CostError, Layout, Sizes, elements};
 use cogvx_graphs::model::vae::{FRAME_CHUNK, LATENT_CHUNK, Part, first_chunk};
 use cogvx_graphs::model::{dit, t5, vae};
 use cogvx_graphs::pass::Target;
@@ -301,13 +301,25 @@ impl Blueprint {
         })
     }
 
-    /// What a run of the graph costs, on so many threads.
+    /// What a run of the graph costs, on so many threads, with weights widened when it is loaded or as they are.
     ///
     /// # Errors
     /// As [`Blueprint::lowered`].
-    pub fn cost(&self, run: Run, video: &Video, threads: usize) -> Result<Cost, BlueprintError> {
+    pub fn cost(&self, run: Run, video: &Video, threads: usize, prepack: bool) -> Result<Cost, BlueprintError> {
         let (part, sizes) = self.sizes(run, video);
-        Ok(Cost::of(&self.lowered(run.component(), part)?, &sizes, threads)?)
+        let component = run.component();
+        Ok(Cost::of(&self.lowered(component, part)?, &sizes, threads, self.layout(component, prepack))?)
+    }
+
+    /// How a session on the processor keeps the weights of a component.
+    fn layout(&self, component: Component, prepack: bool) -> Layout {
+        let quantized = match component {
+            Component::TextEncoder | Component::Transformer if prepack => return Layout::Widened,
+            Component::TextEncoder | Component::Transformer => self.form.quantize.is_some(),
+            Component::VaeDecoder => self.form.quantize_vae,
+            Component::VaeEncoder => false,
+        };
+        if quantized { Layout::Packed } else { Layout::Mapped }
     }
 
     /// The sizes that the graph of a run leaves open.

@@ -42,6 +42,7 @@ use crate::bundle::Bundle;
 use crate::export::{ExportOptions, Report};
 use crate::pending;
 use crate::pipeline::{self, Pipeline};
+use crate::runtime::Device;
 
 /// CogVideoX checkpoints to ONNX engines, and prompts to videos, without Python or PyTorch.
 #[derive(Parser)]
@@ -152,6 +153,18 @@ struct Opened {
 /// Reads a number of threads: more than there are cores is a mistake, and a million of them would be started.
 fn threads() -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(0..=1024)
+}
+
+/// Load the build of ONNX Runtime that runs all these bundles and checkpoints, before any of them is opened: if one is for a GPU,
+/// that for GPUs.
+fn load_library(models: &[&Path]) -> anyhow::Result<()> {
+    for path in models.iter().filter(|path| pipeline::is_bundle(path)) {
+        let device = pipeline::device(&Bundle::open(path)?.manifest().target);
+        if device != Device::Cpu {
+            return Ok(crate::runtime::load_library(device)?);
+        }
+    }
+    Ok(())
 }
 
 /// Open the bundle or checkpoint at `path` for running with `threads` threads; Ctrl-C ends the run under way.

@@ -30,6 +30,8 @@ pub struct Wish {
     pub from_video: bool,
     /// Threads of ONNX Runtime.
     pub threads: usize,
+    /// Whether weights are widened once and kept, as [`CpuOptions::prepack`](crate::runtime::CpuOptions::prepack) says.
+    pub prepack: bool,
 }
 
 /// What a run takes.
@@ -155,7 +157,7 @@ impl Plan {
         stages.push((Stage::Decode, planner.decode()?));
         let stages = stages.into_iter().map(|(stage, ways)| {
             let chosen = limit.map_or(Some(0), |limit| ways.iter().position(|way| way.memory <= limit));
-            let chosen = chosen.ok_or_else(|| too_little(stage, &ways, limit.unwrap_or(0), blueprint))?;
+            let chosen = chosen.ok_or_else(|| too_little(stage, &ways, limit.unwrap_or(0), blueprint, wish))?;
             Ok(StagePlan { stage, ways, chosen })
         });
         let form = blueprint.form();
@@ -195,7 +197,7 @@ impl StagePlan {
 }
 
 /// What is said of a stage that no way makes fit.
-fn too_little(stage: Stage, ways: &[Way], limit: u64, blueprint: &Blueprint) -> PlanError {
+fn too_little(stage: Stage, ways: &[Way], limit: u64, blueprint: &Blueprint, wish: &Wish) -> PlanError {
     let least = ways.iter().min_by_key(|way| way.memory);
     let on_gpu = blueprint.form().target != Target::Cpu;
     PlanError::Memory {
@@ -209,6 +211,7 @@ fn too_little(stage: Stage, ways: &[Way], limit: u64, blueprint: &Blueprint) -> 
         },
         way: least.map_or("", |way| way.how.words()),
         advice: match stage {
+            Stage::Text | Stage::Denoise if wish.prepack => "without `--prepack` it takes less",
             Stage::Text if on_gpu => "weights in fewer bits take less",
             Stage::Text => "nothing makes it less",
             _ => "fewer frames or a smaller video take less",
@@ -239,7 +242,7 @@ struct Planner<'a> {
 
 impl Planner<'_> {
     fn cost(&self, run: Run) -> Result<Cost, BlueprintError> {
-        self.blueprint.cost(run, &self.video, self.wish.threads)
+        self.blueprint.cost(run, &self.video, self.wish.threads, self.wish.prepack)
     }
 
     /// A way of which `costs` are runs one after the other, some of them several times, beside `more` bytes that the program holds.

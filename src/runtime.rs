@@ -1,5 +1,6 @@
 //! ONNX Runtime: the library, devices, sessions, runs. Nothing else in cogvx knows `ort`.
 
+mod cpu;
 mod cuda;
 mod driver;
 mod error;
@@ -17,14 +18,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use ort::environment::Environment;
 use ort::ep::{ArbitrarilyConfigurableExecutionProvider, CPU, CUDA, TensorRT};
 use ort::logging::LogLevel;
-use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
+use ort::session::builder::SessionBuilder;
 use ort::session::{NoSelectedOutputs, RunOptions};
 use tempfile::TempDir;
 
+pub use cpu::CpuOptions;
 pub use cuda::CudaOptions;
 use cuda::Pairs;
 pub use error::{DeviceError, RuntimeError};
 use error::{is_memory, line};
+use library::Build;
 pub use library::{Library, LibraryError, Origin, VERSION};
 pub use profile::NodeRun;
 pub use resident::{Bound, Resident};
@@ -32,9 +35,6 @@ use session::Place;
 pub use session::{Input, Outputs, Session, State};
 pub use tensorrt::{ContextFile, EngineFiles, Profile, ProfileError, TensorRtOptions};
 pub use traits::{Layout, Traits};
-
-/// Optimizers that would hold a second, `float32` copy of 16-bit weights.
-const COPYING_OPTIMIZERS: &str = "ConstantFolding;FuseFp16InitializerToFp32NodeTransformer";
 
 /// Where graphs run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -49,21 +49,26 @@ pub enum Device {
 }
 
 /// Where graphs run, and how.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Setup {
     /// On the processor.
-    #[default]
-    Cpu,
+    Cpu(CpuOptions),
     /// On a CUDA device.
     Cuda(CudaOptions),
     /// On a CUDA device, through TensorRT.
     TensorRt(Box<TensorRtOptions>),
 }
 
+impl Default for Setup {
+    fn default() -> Self {
+        Self::Cpu(CpuOptions::default())
+    }
+}
+
 impl From<Device> for Setup {
     fn from(device: Device) -> Self {
         match device {
-            Device::Cpu => Self::Cpu,
+            Device::Cpu => Self::default(),
             Device::Cuda => Self::Cuda(CudaOptions::default()),
             Device::TensorRt => Self::TensorRt(Box::default()),
         }
@@ -75,7 +80,7 @@ impl Setup {
     #[must_use]
     pub fn device(&self) -> Device {
         match self {
-            Self::Cpu => Device::Cpu,
+            Self::Cpu(_) => Device::Cpu,
             Self::Cuda(_) => Device::Cuda,
             Self::TensorRt(_) => Device::TensorRt,
         }
@@ -85,7 +90,7 @@ impl Setup {
     #[must_use]
     pub fn cuda(&self) -> Option<&CudaOptions> {
         match self {
-            Self::Cpu => None,
+            Self::Cpu(_) => None,
             Self::Cuda(options) => Some(options),
             Self::TensorRt(options) => Some(&options.cuda),
         }
@@ -148,8 +153,22 @@ impl Interrupt {
 /// # Errors
 /// No library, and none that could be installed.
 pub fn library(device: Device) -> Result<Library, LibraryError> {
-    let build = if device == Device::Cpu { library::Build::Cpu } else { library::Build::Gpu };
-    library::find_or_install(build)
+    library::find_or_install(build(device))
+}
+
+fn build(device: Device) -> Build {
+    if device == Device::Cpu { Build::Cpu } else { Build::Gpu }
+}
+
+/// Load the library for `device`, without a look at the device.
+///
+/// A process has one library of ONNX Runtime, the first one that is loaded. The build for GPUs runs on the processor, too, so
+/// whoever needs both asks for it before any runtime is started.
+///
+/// # Errors
+/// No library, one that does not start, or another one that is loaded already and knows no GPUs.
+pub fn load_library(device: Device) -> Result<(), RuntimeError> {
+    environment(device).map(drop)
 }
 
 /// cogvx's folder in the user's cache: ONNX Runtime's libraries, and engines.
@@ -171,16 +190,12 @@ impl Runtime {
     /// No library, or one that does not start; a GPU that is not there or not fit, or libraries it lacks.
     pub fn start(setup: impl Into<Setup>, threads: usize) -> Result<Self, RuntimeError> {
         let setup = setup.into();
-        let path = library(setup.device())?.path;
+        let (environment, path) = environment(setup.device())?;
         if setup.device() != Device::Cpu {
             driver::load(setup.device() == Device::TensorRt)?;
         }
-        let start = || -> Result<_, String> {
-            let environment = environment(&path)?;
-            environment.set_log_level(LogLevel::Fatal);
-            Ok((environment, Runs::new().map_err(|e| line(&e))?))
-        };
-        let (environment, runs) = start().map_err(|message| RuntimeError::Start { path: path.clone(), message })?;
+        environment.set_log_level(LogLevel::Fatal);
+        let runs = Runs::new().map_err(|e| RuntimeError::Start { path, message: line(&e) })?;
         let runtime = Self { environment, setup, threads, interrupt: Interrupt(Arc::new(runs), Arc::default()) };
         if runtime.setup.cuda().is_some() {
             resident::try_device(&runtime)?;
@@ -215,7 +230,7 @@ impl Runtime {
     /// Load a graph, told what it is like, or only how weights are kept.
     ///
     /// Graphs are written in the form their target runs fast, so nothing is optimized here; weights stay where they are
-    /// mapped.
+    /// mapped unless [`CpuOptions::prepack`] was chosen.
     ///
     /// # Errors
     /// A graph ONNX Runtime refuses.
@@ -234,12 +249,21 @@ impl Runtime {
     }
 
     fn load_with(&self, path: &Path, traits: Traits<'_>, profile: Option<TempDir>) -> Result<Session, RuntimeError> {
+        let traits = Traits { layout: self.layout(traits), ..traits };
         let profile_shapes = |source| RuntimeError::Profile { path: path.into(), source };
         let providers = Providers::of(&self.setup, traits).map_err(profile_shapes)?;
         let opened = self.builder(&providers, traits, profile.as_ref().map(TempDir::path));
         let inner = opened.and_then(|mut builder| builder.commit_from_file(path));
         let inner = inner.map_err(|e| self.refused(path, &e))?;
         Ok(self.session(inner, path, profile))
+    }
+
+    /// How weights of a graph are kept.
+    fn layout(&self, traits: Traits<'_>) -> Layout {
+        match &self.setup {
+            Setup::Cpu(options) => options.layout(traits),
+            _ => traits.layout,
+        }
     }
 
     /// Load a graph that cogvx just made; on a GPU CUDA runs it, without an engine.
@@ -284,16 +308,16 @@ impl Runtime {
         }
         if on_cpu {
             // With a GPU, naming the processor would contradict that nothing may fall back to it.
-            list.push(CPU::default().with_arena_allocator(false).build());
+            list.push(CPU::default().with_arena_allocator(cpu::keeps_memory(traits.layout)).build());
         }
         let mut builder = ort::session::Session::builder(&self.environment)?
-            .with_optimization_level(GraphOptimizationLevel::Disable)?
+            .with_optimization_level(cpu::optimization(traits.layout))?
             // From the second run with the same sizes on ONNX Runtime would take one block for all that nodes make, from begin to
             // end: of the VAE at 480x720 that is a quarter more than is in use at once.
             .with_memory_pattern(!on_cpu && !traits.convolves)?
-            .with_prepacking(!on_cpu || traits.layout == Layout::Packed)?
+            .with_prepacking(!on_cpu || traits.layout != Layout::Mapped)?
             .with_log_level(LogLevel::Fatal)?
-            .with_disabled_optimizers(COPYING_OPTIMIZERS)?
+            .with_disabled_optimizers(cpu::disabled(traits.layout))?
             .with_execution_providers(list)?;
         if !on_cpu {
             for (key, value) in cuda::session(traits) {
@@ -330,14 +354,22 @@ fn configured<P: ArbitrarilyConfigurableExecutionProvider>(provider: P, pairs: &
     pairs.iter().fold(provider, |provider, (key, value)| provider.with_arbitrary_config(key, value))
 }
 
-/// The environment: ONNX Runtime allows one a process, so the first runtime starts it and all others share it.
-fn environment(library: &Path) -> Result<Environment, String> {
-    static STARTED: Mutex<Option<Environment>> = Mutex::new(None);
+/// The environment and its library: ONNX Runtime allows one a process, so the first runtime starts it and all others share it.
+fn environment(device: Device) -> Result<(Environment, PathBuf), RuntimeError> {
+    static STARTED: Mutex<Option<(Environment, PathBuf)>> = Mutex::new(None);
     let mut started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(environment) = &*started {
-        return Ok(environment.clone());
+    if let Some((environment, path)) = &*started {
+        if device == Device::Cpu || Build::Gpu.is_at(path) {
+            return Ok((environment.clone(), path.clone()));
+        }
+        let message = "expected the build for GPUs, found that for the processor, which this process has loaded before";
+        return Err(RuntimeError::Start { path: path.clone(), message: message.into() });
     }
-    let builder = ort::init_from(library).map_err(|e| e.to_string())?;
-    let environment = builder.with_name("cogvx").with_telemetry(false).build().map_err(|e| e.to_string())?;
-    Ok(started.insert(environment).clone())
+    let path = library(device)?.path;
+    let start = || {
+        let builder = ort::init_from(&path).map_err(|e| e.to_string())?;
+        builder.with_name("cogvx").with_telemetry(false).build().map_err(|e| e.to_string())
+    };
+    let environment = start().map_err(|message| RuntimeError::Start { path: path.clone(), message })?;
+    Ok(started.insert((environment, path)).clone())
 }

@@ -410,6 +410,24 @@ fn what_is_wrong_with_a_gpu_is_one_message_with_the_next_step() {
     }
 }
 
+/// Of two bundles the one for the processor comes first, and each library is where cogvx looks for it.
+#[test]
+fn a_bundle_for_the_processor_is_compared_with_one_for_cuda() {
+    let [cpu, cuda] = [(); 2].map(|()| fresh_folder());
+    let options = ExportOptions { shapes: Some(FIXED), ..ExportOptions::default() };
+    let (bundle, _) = bundle_of(&fixture("2b-fp32"), cpu.path(), &options);
+    let against = fixed_bundle(&cuda, DType::F32);
+    let Some(mut command) = on_no_gpu(program(env!("CARGO_BIN_EXE_cogvx"))) else { return };
+    command.env_remove("ORT_DYLIB_PATH").arg("bench").arg(&bundle).arg("--against").arg(&against);
+    let output = command.args(["--component", "transformer", "--repeat", "1"]).output().expect("cogvx runs");
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    // What CUDA computes here is wrong, but it is there.
+    let Some(mut command) = on_no_gpu(program(env!("CARGO_BIN_EXE_cogvx"))) else { return };
+    command.env_remove("ORT_DYLIB_PATH").arg("quality").arg(&bundle).arg("--against").arg(&against);
+    let output = command.args(["--steps", "1", "--samples", "1"]).output().expect("cogvx runs");
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+}
+
 /// Copies to and from the device and starts of recorded graphs, with the bytes, of a run of so many steps.
 fn done(steps: usize, arguments: &[&str]) -> Option<Vec<(String, u64)>> {
     let folder = fresh_folder();

@@ -35,18 +35,18 @@ fn size([frames, height, width]: [usize; 3]) -> Vec<String> {
 }
 
 /// The stage's predicted memory when it is done the first way.
-fn predicted(bundle: &Path, stage: &str, video: [usize; 3]) -> u64 {
-    let plan =
-        json(cogvx().arg("plan").arg(bundle).args(size(video)).args(["--guidance", "1", "--threads", "1", "--json"]));
+fn predicted(bundle: &Path, stage: &str, video: [usize; 3], more: &[&str]) -> u64 {
+    let arguments = ["--guidance", "1", "--threads", "1", "--json"];
+    let plan = json(cogvx().arg("plan").arg(bundle).args(size(video)).args(arguments).args(more));
     let stages = plan["stages"].as_array().expect("a list");
     let stage = stages.iter().find(|s| s["stage"] == stage).unwrap_or_else(|| panic!("{plan:#}"));
     stage["ways"][0]["memory"].as_u64().expect("bytes")
 }
 
 /// The most memory that no file backs in two runs of a component; none where the system does not tell.
-fn measured(bundle: &Path, component: &str, video: [usize; 3]) -> Option<u64> {
+fn measured(bundle: &Path, component: &str, video: [usize; 3], more: &[&str]) -> Option<u64> {
     let arguments = ["--component", component, "--repeat", "1", "--threads", "1", "--json"];
-    let report = json(cogvx().arg("bench").arg(bundle).args(size(video)).args(arguments));
+    let report = json(cogvx().arg("bench").arg(bundle).args(size(video)).args(arguments).args(more));
     report["timings"][0]["memory"]["anonymous"].as_u64()
 }
 
@@ -86,7 +86,18 @@ fn predictions_are_within_15_percent_of_what_runs_take() {
         ),
     ];
     let mut wrong = vec![];
-    for (i, (what, checkpoint, components, quantize, component, video)) in cases.into_iter().enumerate() {
+    // What is mapped and what is kept, each in float and in eight bits.
+    let prepacked: [(_, Option<Scheme>); 2] =
+        [("two blocks of 2B, prepacked", None), ("two blocks of 2B in int8, prepacked", Some(Scheme::Int8))];
+    let prepacked = prepacked.map(|(what, quantize)| {
+        (what, &transformer, vec![Component::Transformer], quantize, "transformer", [9, 240, 240], &["--prepack"][..])
+    });
+    let cases = cases.map(|(what, checkpoint, components, quantize, component, video)| {
+        (what, checkpoint, components, quantize, component, video, &[][..])
+    });
+    for (i, (what, checkpoint, components, quantize, component, video, more)) in
+        cases.into_iter().chain(prepacked).enumerate()
+    {
         let place = folder.path().join(i.to_string());
         fs::create_dir(&place).expect("a new folder");
         let (bundle, _) =
@@ -95,11 +106,11 @@ fn predictions_are_within_15_percent_of_what_runs_take() {
             "transformer" => "denoise",
             _ => "decode",
         };
-        let Some(measured) = measured(&bundle, component, video) else {
+        let Some(measured) = measured(&bundle, component, video, more) else {
             println!("skipped: this system does not tell a process its memory");
             return;
         };
-        let predicted = predicted(&bundle, stage, video);
+        let predicted = predicted(&bundle, stage, video, more);
         #[allow(clippy::cast_precision_loss)] // A ratio.
         let ratio = predicted as f64 / measured as f64;
         let line = format!("{what}: predicted {predicted}, measured {measured}, {ratio:.3}");
@@ -192,6 +203,17 @@ fn a_run_within_a_limit_takes_the_ways_that_fit() {
     assert!(said.contains("the VAE in tiles"), "{said}");
     assert_eq!(limited, run(&["--vae-tiling"]).2);
     assert_ne!(limited, run(&[]).2);
+    // Weights that are kept are memory, too, and are not given up silently.
+    let plan = cogvx().arg("plan").arg(&bundle).args(["--threads", "1", "--json", "--prepack"]).args(size).output();
+    let plan: Value = serde_json::from_slice(&plan.expect("a plan").stdout).expect("nothing but JSON");
+    let text = plan["stages"][0]["ways"][0]["memory"].as_u64().expect("bytes");
+    assert!(text > ways("text", "plain"), "{plan:#}");
+    let (code, said, _) = run(&["--prepack", "--max-memory", &(ways("text", "plain") + 1000).to_string()]);
+    assert_eq!(code, Some(2), "{said}");
+    assert!(
+        said.contains("which the text encoder takes") && said.contains("without `--prepack` it takes less"),
+        "{said}"
+    );
     let (code, said, _) = run(&["--max-memory", "1MB"]);
     assert_eq!(code, Some(2), "{said}");
     assert!(said.contains("`--max-memory`: expected at least"), "{said}");

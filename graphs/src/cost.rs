@@ -4,6 +4,7 @@
 //! built in that was not read off the nodes but what ONNX Runtime's CPU kernels take for themselves (`kernels.rs`).
 
 mod kernels;
+mod made;
 mod memory;
 mod sizes;
 #[cfg(test)]
@@ -16,6 +17,7 @@ use crate::graph::{Graph, Node, Source};
 use crate::onnx::order::{Entries, Entry};
 use crate::op::Op;
 use kernels::{Call, Known};
+use made::Made;
 
 /// Why the cost of a graph is not known.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -29,16 +31,28 @@ pub enum CostError {
     Form(String),
 }
 
+/// How ONNX Runtime keeps weights on a processor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Layout {
+    /// Where they are mapped.
+    #[default]
+    Mapped,
+    /// Copied in the order their kernels read them: products of integers need it.
+    Packed,
+    /// The same after they were widened to `float32`, with all else that is made of weights alone.
+    Widened,
+}
+
 /// What a graph costs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Cost {
-    /// Every node in the order that ONNX Runtime runs them.
+    /// Every node that a run has, in the order that ONNX Runtime runs them.
     pub nodes: Vec<NodeCost>,
     /// The moment of a run at which most memory is held.
     pub peak: Peak,
     /// Bytes of all weights as the graph stores them, which are mapped.
     pub weights: u64,
-    /// Bytes of the weights that kernels copy when the graph is loaded for it: those of quantized bundles.
+    /// Bytes of the copies of weights that are made when the graph is loaded, and stay: none where they are used as they are mapped.
     pub packed: u64,
 }
 
@@ -56,17 +70,18 @@ pub struct NodeCost {
 }
 
 impl Cost {
-    /// What the lowered `graph` costs in one run with these sizes, on so many threads.
+    /// What the lowered `graph` costs in one run with these sizes, on so many threads, with weights kept as `layout` says.
     ///
     /// # Errors
     /// A size that has no number, or a graph that was not lowered.
-    pub fn of(graph: &Graph, sizes: &Sizes, threads: usize) -> Result<Self, CostError> {
+    pub fn of(graph: &Graph, sizes: &Sizes, threads: usize, layout: Layout) -> Result<Self, CostError> {
         let (nodes, values) = (graph.nodes(), graph.values());
         let (live, threads) = (graph.live(), threads as u64);
-        let order = Entries::in_file(graph).executed();
+        let mut made = if layout == Layout::Widened { Made::of_weights(graph) } else { Made::nothing(graph) };
+        let mut order = Entries::in_file(graph).executed();
+        order.retain(|&entry| !made.has_made(entry));
         let mut costs = vec![];
         let mut scratch = vec![];
-        let mut packed = vec![false; values.len()];
         for entry in &order {
             let &Entry::Node(number) = entry else {
                 scratch.push(0);
@@ -74,23 +89,22 @@ impl Cost {
             };
             let node = &nodes[number];
             let call = call(graph, node, sizes)?;
-            if let Some(weight) = call.packed().and_then(|i| node.inputs.get(i).copied().flatten()) {
-                packed[weight] = true;
-            }
+            let reordered = call.packed().filter(|_| layout != Layout::Mapped);
+            made.read(node, reordered);
             let bytes = if call.is_view() { 0 } else { call.outputs.iter().map(Known::bytes).sum() };
             costs.push(NodeCost { path: node.path.clone(), op: call.op.name, flops: call.flops(), bytes });
             scratch.push(call.scratch(threads));
         }
-        let mut cost =
-            Self { nodes: costs, peak: memory::peak(graph, &order, &scratch, sizes)?, weights: 0, packed: 0 };
-        for (id, value) in values.iter().enumerate().filter(|(id, _)| live[*id]) {
-            if let Source::Weight(weight) = &value.source {
-                let bytes = weight.stored.bytes(elements(&weight.shape));
-                cost.weights += bytes;
-                cost.packed += if packed[id] { bytes } else { 0 };
-            }
-        }
-        Ok(cost)
+        let weights = values.iter().enumerate().filter(|(id, _)| live[*id]).map(|(_, value)| match &value.source {
+            Source::Weight(weight) => weight.stored.bytes(elements(&weight.shape)),
+            _ => 0,
+        });
+        let weights = weights.sum();
+        let run = memory::peak(graph, &order, &scratch, sizes)?;
+        let (packed, loading) = made.kept(graph, sizes)?;
+        // While a weight is arranged it is there twice.
+        let peak = if loading.bytes > run.bytes { loading } else { run };
+        Ok(Self { nodes: costs, peak, weights, packed })
     }
 
     /// Operations of all nodes.

@@ -17,7 +17,7 @@ use crate::bundle::Bundle;
 use crate::export::VideoShape;
 use crate::pipeline::{self, Pipeline};
 use crate::preflight::{Preflight, preflight};
-use crate::runtime::{Device, Runtime};
+use crate::runtime::{self, Device, Runtime};
 
 /// Build a TensorRT bundle's engines ahead of time
 ///
@@ -58,6 +58,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
         );
     }
     let shapes = args.shapes.iter().map(|text| parse_shape(text)).collect::<anyhow::Result<Vec<_>>>()?;
+    runtime::load_library(Device::TensorRt)?;
     if !args.no_preflight {
         let found = look(args, &bundle)?;
         let [frames, height, width] = found.size;

@@ -7,7 +7,7 @@ use super::memory;
 use super::progress::say;
 use crate::bundle::Manifest;
 use crate::pipeline;
-use crate::runtime::{CudaOptions, Device, Runtime, RuntimeError, Setup, TensorRtOptions};
+use crate::runtime::{CpuOptions, CudaOptions, Device, Runtime, RuntimeError, Setup, TensorRtOptions};
 
 /// How a bundle for a GPU runs.
 #[derive(Args, Clone, Default)]
@@ -27,6 +27,9 @@ pub(super) struct Gpu {
     /// The bundle need not be for a GPU.
     #[arg(skip)]
     any: bool,
+    /// Of bundles for the processor: `--prepack`.
+    #[arg(skip)]
+    prepack: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -38,6 +41,11 @@ impl Gpu {
     /// The same for a bundle that is only compared with.
     pub fn of_another(&self) -> Self {
         Self { any: true, ..self.clone() }
+    }
+
+    /// The same with `--prepack`, or without.
+    pub fn prepacked(&self, prepack: bool) -> Self {
+        Self { prepack, ..self.clone() }
     }
 
     /// ONNX Runtime for the bundle of `manifest`.
@@ -63,6 +71,9 @@ impl Gpu {
     }
 
     fn setup(&self, target: &str) -> anyhow::Result<Setup> {
+        if self.prepack && !self.any && pipeline::device(target) != Device::Cpu {
+            bail!("`--prepack`: expected a bundle exported with `--target cpu`, found one for `{target}`");
+        }
         let cuda = CudaOptions { device: self.device.unwrap_or(0), memory_limit: self.memory, graphs: self.cuda_graph };
         match pipeline::device(target) {
             Device::Cuda => Ok(Setup::Cuda(cuda)),
@@ -78,7 +89,7 @@ impl Gpu {
                         "`--{option}`: expected a bundle exported with `--target cuda` or `tensorrt`, found one for `{target}`"
                     );
                 }
-                Ok(Setup::Cpu)
+                Ok(Setup::Cpu(CpuOptions { prepack: self.prepack }))
             }
         }
     }
@@ -98,6 +109,15 @@ mod tests {
         );
         let cuda = CudaOptions { device: 1, ..CudaOptions::default() };
         assert_eq!(gpu.setup("cuda").ok(), Some(Setup::Cuda(cuda)));
-        assert_eq!(Gpu::default().setup("cpu").ok(), Some(Setup::Cpu));
+        assert_eq!(Gpu::default().setup("cpu").ok(), Some(Setup::default()));
+    }
+
+    #[test]
+    fn prepacking_is_refused_for_bundles_of_gpus_unless_they_are_only_compared_with() {
+        let gpu = Gpu::default().prepacked(true);
+        assert_eq!(gpu.setup("cpu").ok(), Some(Setup::Cpu(CpuOptions { prepack: true })));
+        let said = gpu.setup("cuda").expect_err("no weights of the processor").to_string();
+        assert_eq!(said, "`--prepack`: expected a bundle exported with `--target cpu`, found one for `cuda`");
+        assert_eq!(gpu.of_another().setup("cuda").ok(), Some(Setup::Cuda(CudaOptions::default())));
     }
 }

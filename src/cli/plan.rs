@@ -51,6 +51,9 @@ pub(super) struct Args {
     /// Threads of ONNX Runtime [default: one a core]
     #[arg(long, default_value_t = 0, hide_default_value = true, value_parser = super::threads())]
     threads: usize,
+    /// Weights are widened once and kept, as `cogvx run --prepack` does
+    #[arg(long)]
+    prepack: bool,
     /// Choose ways that take at most this, such as 8GB
     #[arg(long, value_name = "BYTES", value_parser = super::memory::parse)]
     max_memory: Option<u64>,
@@ -89,6 +92,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
         vae_tiling: args.vae_tiling,
         from_video: args.from_video,
         threads: threads(args.threads),
+        prepack: args.prepack,
     };
     let plan = Plan::new(blueprint, &wish, args.max_memory)?;
     let mut out = std::io::stdout().lock();

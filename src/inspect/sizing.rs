@@ -42,8 +42,15 @@ pub fn sizings(blueprint: Blueprint, size: [Option<usize>; 3]) -> Result<Vec<Siz
         (half.0, Some(Scheme::Int8Weight), "int8-weight"),
         (half.0, Some(Scheme::Int4Weight), "int4-weight"),
     ];
-    let wish =
-        Wish { size, guided: true, sequential_guidance: false, vae_tiling: false, from_video: false, threads: 1 };
+    let wish = Wish {
+        size,
+        guided: true,
+        sequential_guidance: false,
+        vae_tiling: false,
+        from_video: false,
+        threads: 1,
+        prepack: false,
+    };
     let mut blueprint = blueprint.widened();
     let mut sizings = vec![];
     for (dtype, quantize, precision) in forms {

@@ -51,7 +51,7 @@ impl Build {
     }
 
     /// Whether the library at `path` is there and of this build or a larger one.
-    fn is_at(self, path: &Path) -> bool {
+    pub fn is_at(self, path: &Path) -> bool {
         let cuda = format!("{DLL_PREFIX}onnxruntime_providers_cuda{DLL_SUFFIX}");
         path.is_file() && (self == Self::Cpu || path.with_file_name(cuda).is_file())
     }

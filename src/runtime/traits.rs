@@ -1,16 +1,7 @@
 //! What a session is told of the graph it loads.
 
+pub use cogvx_graphs::cost::Layout;
 use cogvx_graphs::onnx::{Model, Port};
-
-/// How a CPU session keeps weights.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Layout {
-    /// Where they are mapped.
-    #[default]
-    Mapped,
-    /// Copied in the order their kernels read them: products of integers need it.
-    Packed,
-}
 
 /// What a session is told of the graph it loads.
 #[derive(Clone, Copy, Debug, Default)]

@@ -62,6 +62,8 @@ impl Buffers {
         }
         let mut owner: Vec<usize> = (0..values.len()).collect();
         let (mut uses, mut left) = (reads.clone(), reads.clone());
+        // What is made while the graph is loaded is in no buffer of a run.
+        let mut is_made = vec![false; values.len()];
         // Buffers given back whose sizes are known, the latest last.
         let mut free: Vec<usize> = vec![];
         let is_known = |value: usize| values[value].r#type.shape.iter().all(|dim| dim.fixed().is_some());
@@ -70,6 +72,7 @@ impl Buffers {
             let node = &nodes[number];
             let is_view = matches!(&node.op, Op::Onnx(op) if op.name == "Reshape");
             for &made in &node.outputs {
+                is_made[made] = true;
                 let of = if outputs.iter().any(|output| output.value == made) {
                     None
                 } else if is_view {
@@ -89,8 +92,7 @@ impl Buffers {
             let read = node.inputs.iter().flatten().map(|&value| owner[value]);
             let read: Vec<_> = read.inspect(|&value| left[value] -= 1).collect();
             for value in read.into_iter().chain(node.outputs.iter().map(|&value| owner[value])) {
-                let is_made = matches!(values[value].source, Source::Node { .. });
-                if left[value] == 0 && is_made && is_known(value) && !free.contains(&value) {
+                if left[value] == 0 && is_made[value] && is_known(value) && !free.contains(&value) {
                     free.push(value);
                 }
             }

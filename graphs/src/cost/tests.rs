@@ -1,4 +1,4 @@
-use super::{Cost, CostError, Held, Sizes};
+use super::{Cost, CostError, Held, Layout, Sizes};
 use crate::graph::Weight;
 use crate::pass::{self, Lower, Precision, Target};
 use crate::{DType, Dim, Graph, Value, dims};
@@ -11,7 +11,11 @@ fn lowered(build: impl FnOnce(&Graph)) -> Graph {
 }
 
 fn cost(graph: &Graph, sizes: &[(&'static str, usize)]) -> Cost {
-    Cost::of(graph, &Sizes::new(sizes.iter().copied()), 1).expect("all sizes are known")
+    kept(graph, sizes, Layout::Mapped)
+}
+
+fn kept(graph: &Graph, sizes: &[(&'static str, usize)], layout: Layout) -> Cost {
+    Cost::of(graph, &Sizes::new(sizes.iter().copied()), 1, layout).expect("all sizes are known")
 }
 
 fn input(graph: &Graph, shape: Vec<Dim>) -> Value<'_> {
@@ -110,8 +114,39 @@ fn convolutions_of_weights_are_widened_one_after_the_other() {
 #[test]
 fn a_size_without_a_number_is_named() {
     let graph = lowered(|g| g.output("y", input(g, dims![&Dim::named("rows"), 4]) + 1.0));
-    assert_eq!(Cost::of(&graph, &Sizes::default(), 1), Err(CostError::Size("rows".into())));
+    assert_eq!(Cost::of(&graph, &Sizes::default(), 1, Layout::Mapped), Err(CostError::Size("rows".into())));
     let raw = Graph::new();
     raw.output("y", input(&raw, dims![4]) + 1.0);
-    assert_eq!(Cost::of(&raw, &Sizes::default(), 1), Err(CostError::Form("/Add".into())));
+    assert_eq!(Cost::of(&raw, &Sizes::default(), 1, Layout::Mapped), Err(CostError::Form("/Add".into())));
+}
+
+#[test]
+fn weights_that_are_widened_once_stay_and_are_there_twice_while_they_are_arranged() {
+    let n = &Dim::named("n");
+    let graph = lowered(|g| {
+        let x = input(g, dims![n, 64]);
+        let h = x.linear(half(g, "first", &[96, 64]), Some(half(g, "bias", &[96])));
+        g.output("y", h.linear(half(g, "second", &[64, 96]), None));
+    });
+    let (mapped, widened) = (kept(&graph, &[("n", 2)], Layout::Mapped), kept(&graph, &[("n", 2)], Layout::Widened));
+    let casts = |cost: &Cost| cost.nodes.iter().filter(|node| node.op == "Cast").count();
+    assert_eq!((casts(&mapped), casts(&widened)), (3, 0));
+    assert_eq!((mapped.packed, widened.packed), (0, 4 * (96 * 64 + 96 + 64 * 96)));
+    assert_eq!((mapped.weights, widened.weights), (2 * (96 * 64 + 96 + 64 * 96), mapped.weights));
+    // A run takes little with so few rows, so loading the larger of two equal weights takes most.
+    assert_eq!((widened.peak.bytes, widened.peak.at.as_str()), (4 * 96 * 64, "loading"));
+    let many = kept(&graph, &[("n", 1000)], Layout::Widened).peak;
+    assert_eq!((many.bytes, many.at.as_str()), (4 * 1000 * (64 + 96 + 64), "/Gemm"));
+}
+
+#[test]
+fn weights_of_float32_are_copied_only_where_kernels_arrange_them() {
+    let n = &Dim::named("n");
+    let graph = lowered(|g| {
+        let weight = g.weight(Weight::whole("w", DType::F32, &[96, 64]), DType::F32);
+        g.output("y", input(g, dims![n, 64]).linear(weight, None));
+    });
+    let packed =
+        [Layout::Mapped, Layout::Packed, Layout::Widened].map(|layout| kept(&graph, &[("n", 2)], layout).packed);
+    assert_eq!(packed, [0, 4 * 96 * 64, 4 * 96 * 64]);
 }

@@ -1,0 +1,75 @@
+//! What a session makes of weights when it loads a graph, and keeps.
+
+use super::{CostError, Held, Peak, Sizes, elements};
+use crate::graph::{Graph, Node, Source};
+use crate::onnx::order::Entry;
+
+/// The copies of weights.
+pub(super) struct Made {
+    /// Nodes that read nothing but weights and constants, and so ran when the graph was loaded.
+    nodes: Vec<bool>,
+    /// What these made.
+    values: Vec<bool>,
+    /// Of each value whether a node reads it, and whether one reads it in an order of its own.
+    read: Vec<bool>,
+    reordered: Vec<bool>,
+}
+
+impl Made {
+    /// Nothing is made but what kernels arrange.
+    pub fn nothing(graph: &Graph) -> Self {
+        let values = vec![false; graph.values().len()];
+        Self { nodes: vec![false; graph.nodes().len()], read: values.clone(), reordered: values.clone(), values }
+    }
+
+    /// All that can be made of weights alone is.
+    pub fn of_weights(graph: &Graph) -> Self {
+        let mut made = Self::nothing(graph);
+        for (number, node) in graph.nodes().iter().enumerate() {
+            let is_known = |&id: &usize| {
+                made.values[id] || matches!(graph.values()[id].source, Source::Weight(_) | Source::Constant(_))
+            };
+            if node.inputs.iter().flatten().all(is_known) {
+                made.nodes[number] = true;
+                for &value in &node.outputs {
+                    made.values[value] = true;
+                }
+            }
+        }
+        made
+    }
+
+    /// Whether a run has no such node.
+    pub fn has_made(&self, entry: Entry) -> bool {
+        matches!(entry, Entry::Node(number) if self.nodes[number])
+    }
+
+    /// A run has this node, whose kernel arranges this input.
+    pub fn read(&mut self, node: &Node, reordered: Option<usize>) {
+        for (i, &value) in node.inputs.iter().enumerate() {
+            let Some(value) = value else { continue };
+            self.read[value] = true;
+            self.reordered[value] |= reordered == Some(i);
+        }
+    }
+
+    /// Bytes that stay, and the moment of loading at which most is held beside them.
+    pub fn kept(&self, graph: &Graph, sizes: &Sizes) -> Result<(u64, Peak), CostError> {
+        let (mut kept, mut loading) = (0, Peak::default());
+        for (id, value) in graph.values().iter().enumerate().filter(|(id, _)| self.read[*id]) {
+            let bytes = match &value.source {
+                Source::Weight(weight) if self.reordered[id] => weight.stored.bytes(elements(&weight.shape)),
+                Source::Node { .. } if self.values[id] => sizes.bytes(&value.r#type)?,
+                _ => continue,
+            };
+            kept += bytes;
+            // A weight as it is stored is mapped.
+            if self.reordered[id] && self.values[id] && bytes > loading.bytes {
+                let what = "a weight before it is arranged".into();
+                let held = vec![Held { what, is_input: false, is_output: false, bytes }];
+                loading = Peak { bytes, at: "loading".into(), held };
+            }
+        }
+        Ok((kept, loading))
+    }
+}

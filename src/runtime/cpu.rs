@@ -1,0 +1,45 @@
+//! How graphs run on the processor.
+
+use ort::session::builder::GraphOptimizationLevel;
+
+use super::{Layout, Traits};
+
+/// How graphs run on the processor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CpuOptions {
+    /// Widen weights to `float32` and arrange them as the kernels read them, once, when a graph is loaded: faster, at four bytes a
+    /// parameter of memory that no file backs. Graphs of convolutions are left as they are: their kernels read weights as they come.
+    pub prepack: bool,
+}
+
+impl CpuOptions {
+    /// How weights of a graph are kept.
+    pub(super) fn layout(self, traits: Traits<'_>) -> Layout {
+        if self.prepack && !traits.convolves { Layout::Widened } else { traits.layout }
+    }
+}
+
+/// Optimizers that would hold a second, `float32` copy of 16-bit weights.
+const COPYING: &str = "ConstantFolding;FuseFp16InitializerToFp32NodeTransformer";
+
+/// Every optimizer of the basic level of ONNX Runtime 1.31 but `ConstantFolding`, which widens weights: graphs are final.
+const ALL_BUT_FOLDING: &str = "Level1_RuleBasedTransformer;CommonSubexpressionElimination;ConstantSharing;DoubleQDQPairsRemover;\
+    EnsureUniqueDQForNodeUnit;FreeDimensionOverrideTransformer;FuseFp16InitializerToFp32NodeTransformer;\
+    GatherSliceToSplitFusion;GatherToSliceFusion;GeluFusionL1;LayerNormFusionL1;MatMulAddFusion;PropagateCastOps;\
+    QDQPropagationTransformer;ReshapeFusion;RocmBlasAltImpl;TransposeOptimizer;WeightBiasQuantization;WhereDummyDq";
+
+/// The level at which what keeps weights so is found.
+pub(super) fn optimization(layout: Layout) -> GraphOptimizationLevel {
+    if layout == Layout::Widened { GraphOptimizationLevel::Level1 } else { GraphOptimizationLevel::Disable }
+}
+
+/// The optimizers of that level that are not wanted.
+pub(super) fn disabled(layout: Layout) -> &'static str {
+    if layout == Layout::Widened { ALL_BUT_FOLDING } else { COPYING }
+}
+
+/// Whether memory of a run that is free waits for the next tensor. Fetching it anew takes a twentieth of the transformer's time, which
+/// whoever gives four bytes a parameter for speed wants back; elsewhere it would hold what widened weights of all sizes took.
+pub(super) fn keeps_memory(layout: Layout) -> bool {
+    layout == Layout::Widened
+}
