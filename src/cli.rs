@@ -5,6 +5,7 @@ mod bench;
 mod cache;
 mod calibrate;
 mod compile;
+mod cpu;
 mod engines;
 mod export;
 mod gpu;

@@ -118,7 +118,7 @@ struct Runs {
 }
 
 impl Runs {
-    fn new() -> ort::Result<Self> {
+    fn new(setup: &Setup) -> ort::Result<Self> {
         let quiet = || -> ort::Result<_> {
             let mut options = RunOptions::new()?;
             // What it would log is in the error it returns.
@@ -128,6 +128,10 @@ impl Runs {
         let mut other = quiet()?;
         // Neither recorded nor replayed; the processor does not know the key.
         other.set("gpu_graph_id", "-1")?;
+        if matches!(setup, Setup::Cpu(CpuOptions { arena: true, .. })) {
+            // Several graphs are loaded at a time, and one that does not run needs none.
+            other.set("memory.enable_memory_arena_shrinkage", "cpu:0")?;
+        }
         Ok(Self { bound: quiet()?, other })
     }
 }
@@ -195,7 +199,7 @@ impl Runtime {
             driver::load(setup.device() == Device::TensorRt)?;
         }
         environment.set_log_level(LogLevel::Fatal);
-        let runs = Runs::new().map_err(|e| RuntimeError::Start { path, message: line(&e) })?;
+        let runs = Runs::new(&setup).map_err(|e| RuntimeError::Start { path, message: line(&e) })?;
         let runtime = Self { environment, setup, threads, interrupt: Interrupt(Arc::new(runs), Arc::default()) };
         if runtime.setup.cuda().is_some() {
             resident::try_device(&runtime)?;
@@ -308,7 +312,7 @@ impl Runtime {
         }
         if on_cpu {
             // With a GPU, naming the processor would contradict that nothing may fall back to it.
-            list.push(CPU::default().with_arena_allocator(cpu::keeps_memory(traits.layout)).build());
+            list.push(CPU::default().with_arena_allocator(cpu::keeps_memory(&self.setup, traits.layout)).build());
         }
         let mut builder = ort::session::Session::builder(&self.environment)?
             .with_optimization_level(cpu::optimization(traits.layout))?

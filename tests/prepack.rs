@@ -1,4 +1,4 @@
-//! `--prepack`: weights are widened and arranged once, when a graph is loaded, and nothing else changes.
+//! `--prepack` and `--arena`: weights are widened and arranged once, when a graph is loaded, memory is kept, and nothing else changes.
 
 mod common;
 
@@ -19,7 +19,8 @@ use ndarray::ArrayD;
 use common::{bundle_of, checkpoints, cogvx, entries, fixture, fresh_folder, said};
 
 fn pipeline(bundle: &Path, prepack: bool) -> Pipeline {
-    let runtime = Runtime::start(Setup::Cpu(CpuOptions { prepack }), 1).expect("ONNX Runtime starts");
+    let runtime =
+        Runtime::start(Setup::Cpu(CpuOptions { prepack, ..CpuOptions::default() }), 1).expect("ONNX Runtime starts");
     Pipeline::open(Bundle::open(bundle).expect("a sound bundle"), runtime).expect("a sound bundle")
 }
 
@@ -128,4 +129,26 @@ fn videos_of_a_batch_are_those_of_single_runs() {
     assert_eq!(made.len(), 2, "{made:?}");
     let [single, second] = [&single, &made[1]].map(|path| std::fs::read(path).expect("a video"));
     assert_eq!(single, second);
+}
+
+#[test]
+fn kept_memory_changes_no_number() {
+    let folder = fresh_folder();
+    let (bundle, _) = bundle_of(&fixture("2b-fp16-sharded"), folder.path(), &ExportOptions::default());
+    let run = |more: &[&str], name: &str| {
+        let output = folder.path().join(name);
+        let mut command = cogvx();
+        command.arg("run").arg(&bundle).args(["--prompt", "a fox", "--steps", "2", "--frames", "17"]).args(more);
+        let ran = command.arg("--output").arg(&output).output().expect("cogvx runs");
+        (ran.status.code(), said(&ran), std::fs::read(output).ok())
+    };
+    let (_, _, plain) = run(&[], "plain.npy");
+    // Without an arena ONNX Runtime would refuse to shrink it.
+    let (code, said, kept) = run(&["--arena"], "kept.npy");
+    assert_eq!(code, Some(0), "{said}");
+    assert!(plain.is_some());
+    assert_eq!(kept, plain);
+    let (code, said, video) = run(&["--arena", "--max-memory", "8GB"], "limited.npy");
+    assert_eq!((code, video), (Some(2), None));
+    assert!(said.contains("'--arena' cannot be used with '--max-memory <BYTES>'"), "{said}");
 }

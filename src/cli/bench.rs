@@ -42,9 +42,8 @@ pub(super) struct Args {
     /// Threads of ONNX Runtime [default: one a core]
     #[arg(long, default_value_t = 0, hide_default_value = true, value_parser = super::threads())]
     threads: usize,
-    /// Widen 16-bit weights once and keep them as the processor's kernels read them: faster, at four bytes a parameter of memory
-    #[arg(long)]
-    prepack: bool,
+    #[command(flatten)]
+    cpu: super::cpu::Cpu,
     #[command(flatten)]
     gpu: super::gpu::Gpu,
     /// Tell what each operator and each kind of layer takes
@@ -75,7 +74,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     if args.store && !is_bundle(&args.bundle) {
         bail!("`--store`: expected a bundle, found `{}`", args.bundle.display());
     }
-    let gpu = args.gpu.prepacked(args.prepack);
+    let gpu = args.gpu.or_on(args.cpu);
     if let Some(against) = &args.against {
         load_library(&[&args.bundle, against])?;
     }

@@ -3,6 +3,7 @@
 use anyhow::bail;
 use clap::{Args, ValueEnum};
 
+use super::cpu::Cpu;
 use super::memory;
 use super::progress::say;
 use crate::bundle::Manifest;
@@ -27,9 +28,9 @@ pub(super) struct Gpu {
     /// The bundle need not be for a GPU.
     #[arg(skip)]
     any: bool,
-    /// Of bundles for the processor: `--prepack`.
+    /// How bundles for the processor run.
     #[arg(skip)]
-    prepack: bool,
+    cpu: CpuOptions,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -43,9 +44,9 @@ impl Gpu {
         Self { any: true, ..self.clone() }
     }
 
-    /// The same with `--prepack`, or without.
-    pub fn prepacked(&self, prepack: bool) -> Self {
-        Self { prepack, ..self.clone() }
+    /// The same, with how bundles for the processor run.
+    pub fn or_on(&self, cpu: Cpu) -> Self {
+        Self { cpu: cpu.options(), ..self.clone() }
     }
 
     /// ONNX Runtime for the bundle of `manifest`.
@@ -71,8 +72,12 @@ impl Gpu {
     }
 
     fn setup(&self, target: &str) -> anyhow::Result<Setup> {
-        if self.prepack && !self.any && pipeline::device(target) != Device::Cpu {
-            bail!("`--prepack`: expected a bundle exported with `--target cpu`, found one for `{target}`");
+        let of_cpus = [("prepack", self.cpu.prepack), ("arena", self.cpu.arena)];
+        if let Some((option, _)) = of_cpus.into_iter().find(|(_, given)| *given)
+            && !self.any
+            && pipeline::device(target) != Device::Cpu
+        {
+            bail!("`--{option}`: expected a bundle exported with `--target cpu`, found one for `{target}`");
         }
         let cuda = CudaOptions { device: self.device.unwrap_or(0), memory_limit: self.memory, graphs: self.cuda_graph };
         match pipeline::device(target) {
@@ -89,7 +94,7 @@ impl Gpu {
                         "`--{option}`: expected a bundle exported with `--target cuda` or `tensorrt`, found one for `{target}`"
                     );
                 }
-                Ok(Setup::Cpu(CpuOptions { prepack: self.prepack }))
+                Ok(Setup::Cpu(self.cpu))
             }
         }
     }
@@ -113,11 +118,16 @@ mod tests {
     }
 
     #[test]
-    fn prepacking_is_refused_for_bundles_of_gpus_unless_they_are_only_compared_with() {
-        let gpu = Gpu::default().prepacked(true);
-        assert_eq!(gpu.setup("cpu").ok(), Some(Setup::Cpu(CpuOptions { prepack: true })));
-        let said = gpu.setup("cuda").expect_err("no weights of the processor").to_string();
-        assert_eq!(said, "`--prepack`: expected a bundle exported with `--target cpu`, found one for `cuda`");
-        assert_eq!(gpu.of_another().setup("cuda").ok(), Some(Setup::Cuda(CudaOptions::default())));
+    fn options_of_processors_are_refused_for_bundles_of_gpus_unless_they_are_only_compared_with() {
+        let prepacked = CpuOptions { prepack: true, ..CpuOptions::default() };
+        let kept = CpuOptions { arena: true, ..CpuOptions::default() };
+        for (cpu, option) in [(prepacked, "prepack"), (kept, "arena")] {
+            let gpu = Gpu { cpu, ..Gpu::default() };
+            assert_eq!(gpu.setup("cpu").ok(), Some(Setup::Cpu(cpu)));
+            let said = gpu.setup("cuda").expect_err("not of the processor").to_string();
+            let expected = "expected a bundle exported with `--target cpu`, found one for `cuda`";
+            assert_eq!(said, format!("`--{option}`: {expected}"));
+            assert_eq!(gpu.of_another().setup("cuda").ok(), Some(Setup::Cuda(CudaOptions::default())));
+        }
     }
 }

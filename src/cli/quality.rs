@@ -69,9 +69,8 @@ pub(super) struct Args {
     /// Threads of ONNX Runtime [default: one a core]
     #[arg(long, default_value_t = 0, hide_default_value = true, value_parser = super::threads())]
     threads: usize,
-    /// Widen 16-bit weights once and keep them as the processor's kernels read them: faster, at four bytes a parameter of memory
-    #[arg(long)]
-    prepack: bool,
+    #[command(flatten)]
+    cpu: super::cpu::Cpu,
     #[command(flatten)]
     gpu: super::gpu::Gpu,
     /// Report as JSON on standard output
@@ -88,7 +87,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     let prompts = prompts::read(args.prompts.as_deref(), &[&args.against, &args.bundle])?;
     let page = args.html.as_deref().map(PageFile::create).transpose()?;
     load_library(&[&args.bundle, &args.against])?;
-    let gpu = args.gpu.prepacked(args.prepack);
+    let gpu = args.gpu.or_on(args.cpu);
     let judged = open(&args.bundle, args.threads, &gpu)?;
     let reference = open(&args.against, args.threads, &gpu.of_another())?;
     let (judged, reference) = (&judged.pipeline, &reference.pipeline);

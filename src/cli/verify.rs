@@ -24,9 +24,8 @@ pub(super) struct Args {
     /// Threads of ONNX Runtime [default: one a core]
     #[arg(long, default_value_t = 0, hide_default_value = true, value_parser = super::threads())]
     threads: usize,
-    /// Widen 16-bit weights once and keep them as the processor's kernels read them: faster, at four bytes a parameter of memory
-    #[arg(long)]
-    prepack: bool,
+    #[command(flatten)]
+    cpu: super::cpu::Cpu,
     #[command(flatten)]
     gpu: super::gpu::Gpu,
     /// Report as JSON on standard output
@@ -36,7 +35,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     let reference = Reference::open(&args.reference)?;
-    let opened = open(&args.bundle, args.threads, &args.gpu.prepacked(args.prepack))?;
+    let opened = open(&args.bundle, args.threads, &args.gpu.or_on(args.cpu))?;
     let progress = Progress::lines();
     let rows = verify(&opened.pipeline, &reference, |what| progress.message(&format!("comparing {what}")))?;
     progress.clear();
