@@ -47,7 +47,7 @@ bench-gpu folder="target/bench-gpu" *options:
 bench-loop *options:
     cargo run --release -- bench examples/shapes-model --steps 50 --repeat 10 {{options}}
 
-# T5's layer, the VAE's decoder and the transformer in float beside PyTorch; takes 3 GB of disk
+# T5's layer, the VAE's decoder and the transformer in float beside PyTorch and ONNX Runtime; takes 7 GB of disk
 bench-cpu folder="target/bench-cpu" *options:
     cargo build --release
     scripts/bench-cpu {{folder}} {{options}}

@@ -313,6 +313,7 @@ impl Blueprint {
 
     /// How a session on the processor keeps the weights of a component.
     fn layout(&self, component: Component, prepack: bool) -> Layout {
+        let prepack = prepack && self.form.target == Target::Cpu;
         let quantized = match component {
             Component::TextEncoder | Component::Transformer if prepack => return Layout::Widened,
             Component::TextEncoder | Component::Transformer => self.form.quantize.is_some(),

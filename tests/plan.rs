@@ -141,6 +141,10 @@ fn where_nothing_fits_the_least_is_told() {
         (&["plan", "3b"], "error: `3b`: expected a checkpoint, a bundle, a `config.json`, or one of `2b`, "),
         (&["plan", "2b", "--height", "100"], "error: `--height`: expected a multiple of 16, found 100"),
         (&["plan", "2b", "--target", "cuda", "--quantize", "int8"], "error: `--quantize`: expected a scheme that "),
+        (
+            &["plan", "2b", "--target", "cuda", "--prepack"],
+            "error: `--prepack`: expected graphs for `cpu`, found those",
+        ),
         (&["plan", "5b-i2v", "--frames", "9"], "error: `--frames, height, width`: expected 49x480x720, the size of "),
     ] {
         let (code, said) = output(cogvx().args(arguments));

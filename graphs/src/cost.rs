@@ -100,7 +100,10 @@ impl Cost {
             _ => 0,
         });
         let weights = weights.sum();
-        let run = memory::peak(graph, &order, &scratch, sizes)?;
+        let mut run = memory::peak(graph, &order, &scratch, sizes)?;
+        if layout == Layout::Widened {
+            made::add_gaps(&mut run);
+        }
         let (packed, loading) = made.kept(graph, sizes)?;
         // While a weight is arranged it is there twice.
         let peak = if loading.bytes > run.bytes { loading } else { run };

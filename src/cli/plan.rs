@@ -2,6 +2,7 @@
 
 use std::io::Write as _;
 
+use anyhow::bail;
 use clap::Args as ClapArgs;
 use indicatif::HumanBytes;
 
@@ -84,6 +85,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
             quantize_vae: args.quantize_vae,
             ..own
         })?;
+    }
+    if args.prepack && blueprint.form().target != cogvx_graphs::pass::Target::Cpu {
+        bail!("`--prepack`: expected graphs for `cpu`, found those of a GPU");
     }
     let wish = Wish {
         size: args.size.asked(),

@@ -135,8 +135,9 @@ fn weights_that_are_widened_once_stay_and_are_there_twice_while_they_are_arrange
     assert_eq!((mapped.weights, widened.weights), (2 * (96 * 64 + 96 + 64 * 96), mapped.weights));
     // A run takes little with so few rows, so loading the larger of two equal weights takes most.
     assert_eq!((widened.peak.bytes, widened.peak.at.as_str()), (4 * 96 * 64, "loading"));
+    // A quarter is for the gaps between tensors.
     let many = kept(&graph, &[("n", 1000)], Layout::Widened).peak;
-    assert_eq!((many.bytes, many.at.as_str()), (4 * 1000 * (64 + 96 + 64), "/Gemm"));
+    assert_eq!((many.bytes, many.at.as_str()), (5 * 1000 * (64 + 96 + 64), "/Gemm"));
 }
 
 #[test]
