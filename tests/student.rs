@@ -334,6 +334,23 @@ fn sizes_come_near_to_what_is_asked_for() {
     let said = scene.run("cogvx student CKPT --target-params 30K --output OUT --json");
     let json: serde_json::Value = serde_json::from_str(&said.stdout).expect("JSON");
     assert_eq!(&json["student"]["student"]["shape"], shape);
+    // diffusers takes those that are listed unless asked for others; of half the feed-forwards there are as many.
+    let loads = |json: &serde_json::Value| {
+        let options = json["sizes"]["options"].as_array().expect("a list").iter();
+        options.map(|costs| costs["loads_in_diffusers"].as_bool().expect("a boolean")).collect::<Vec<_>>()
+    };
+    assert!(loads(&json).iter().all(|&loads| loads), "{json:#}");
+    let said = scene.run("cogvx student CKPT --target-params 25K --ffn free --json");
+    let json: serde_json::Value = serde_json::from_str(&said.stdout).expect("JSON");
+    let found = loads(&json);
+    assert!(found.contains(&true) && found.contains(&false), "{json:#}");
+    for costs in json["sizes"]["options"].as_array().expect("a list") {
+        let [ffn, heads] = ["ffn", "heads"].map(|name| costs["shape"][name].as_u64().expect("a number"));
+        // Of a teacher of two heads and feed-forwards of 128.
+        assert_eq!(ffn, if costs["loads_in_diffusers"] == true { 64 * heads } else { 32 * heads }, "{costs:#}");
+    }
+    let said = scene.run("cogvx student CKPT --target-params 25K --ffn free");
+    assert!(said.stdout.contains("cogvx only") && said.stdout.contains("predicted speed"), "{}", said.stdout);
 }
 
 #[test]
@@ -356,6 +373,8 @@ fn what_makes_no_sense_is_refused_in_a_line() {
     refused("CKPT --output OUT --layers 3", "`--layers`: expected 1 to 2, the teacher's, found 3");
     refused("CKPT --output OUT --layers 0", "`--layers`: expected 1 to 2, the teacher's, found 0");
     refused("CKPT --output OUT --ffn 129", "`--ffn`: expected 1 to 128, the teacher's, found 129");
+    let alone = "`--ffn free`: expected `--target-params`, too, which says how large the student is to be";
+    refused("CKPT --output OUT --ffn free", alone);
     refused("CKPT --output OUT --time-embed 25", "`--time-embed`: expected 1 to 24, the teacher's, found 25");
     for map in ["0,0", "1,0", "2", "0,1,2"] {
         let expected = format!("`--layer-map`: expected ascending layers of 0 to 1, each at most once, found `{map}`");
