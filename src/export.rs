@@ -345,6 +345,9 @@ impl Exporter<'_> {
             let graph = attended.as_ref().unwrap_or(graph);
             let probe = self.options.probe.as_ref().filter(|_| component == Component::Transformer);
             let probed = probe.map(|probe| pass::run(&mut Probing::new(probe), graph)).transpose().map_err(failed)?;
+            if let Some((probe, graph)) = probe.filter(|probe| probe.alone).zip(probed.as_ref()) {
+                graph.keep_outputs(|name| probe.tell.contains(name));
+            }
             let graph = probed.as_ref().unwrap_or(graph);
             let made = lower(graph, plan.as_ref(), compute, self.options.precision, self.options.target);
             lowered.push((*name, made.map_err(failed)?));

@@ -36,6 +36,8 @@ pub struct Report<'a> {
     pub settings: &'a str,
     /// What the model is made of.
     pub inspection: &'a Inspection,
+    /// How often its transformer ran, each of two samples counted.
+    pub predictions: usize,
     /// What a run showed.
     pub watched: &'a Watched,
     /// What each kind of layer takes of a prediction.

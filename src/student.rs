@@ -55,6 +55,8 @@ pub struct Options {
     pub heads: Option<usize>,
     /// Width of the feed-forwards. diffusers knows only four times the model's.
     pub ffn: Option<usize>,
+    /// Whether [`Options::target`] may be met with feed-forwards of half the teacher's ratio, too.
+    pub halves: bool,
     /// Width of the time embedding.
     pub time_embed: Option<usize>,
     /// Parameters to come near to, by layers and heads that are not given.
@@ -79,6 +81,7 @@ impl Default for Options {
             layers: LayerChoice::All,
             heads: None,
             ffn: None,
+            halves: false,
             time_embed: None,
             target: None,
             weights: WeightsMode::Auto,
@@ -102,7 +105,7 @@ impl Options {
             LayerChoice::Count(n) => Some(*n),
             LayerChoice::Map(map) => Some(map.len()),
         };
-        Given { layers, heads: self.heads, ffn: self.ffn, time_embed: self.time_embed }
+        Given { layers, heads: self.heads, ffn: self.ffn, halves: self.halves, time_embed: self.time_embed }
     }
 
     /// The student's shape, found to be one that it can have.

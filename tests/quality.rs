@@ -1,5 +1,6 @@
 //! `cogvx quality`: two bundles, the same prompts and seeds.
 
+mod browser;
 mod common;
 
 use std::fs;
@@ -40,7 +41,7 @@ fn a_bundle_equals_itself() {
     let folder = fresh_folder();
     let prompts = folder.path().join("prompts.txt");
     fs::write(&prompts, "a <b>fox</b> & \"friends\"\n\n").expect("a writable folder");
-    let (prompts, page) = (prompts.display().to_string(), folder.path().join("page.html"));
+    let (prompts, page) = (prompts.display().to_string(), folder.path().join("quality.html"));
     let page_path = page.display().to_string();
     let arguments = [&SHORT[..], &["--prompts", &prompts, "--min-worst-psnr", "100", "--html", &page_path]].concat();
     let (code, report) = judged(&bundle, &bundle, &arguments);
@@ -63,6 +64,7 @@ fn a_bundle_equals_itself() {
     let page = fs::read_to_string(page).expect("a page");
     assert!(page.contains("a &lt;b&gt;fox&lt;/b&gt; &amp; &quot;friends&quot;") && !page.contains("<b>"));
     is_one_page(&page);
+    browser::look_at(Path::new(&page_path));
     assert_eq!(common::entries(folder.path()).len(), 2, "nothing else is left");
 }
 

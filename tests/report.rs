@@ -1,5 +1,6 @@
 //! The page of `cogvx report`.
 
+mod browser;
 mod common;
 
 use std::fs;
@@ -14,7 +15,7 @@ fn addresses(page: &str) -> impl Iterator<Item = &str> {
 #[test]
 fn a_page_shows_a_run_and_needs_nothing_else() {
     let folder = fresh_folder();
-    let html = folder.path().join("page.html");
+    let html = folder.path().join("report.html");
     let sensitivity = folder.path().join("sensitivity.json");
     fs::write(
         &sensitivity,
@@ -46,6 +47,7 @@ fn a_page_shows_a_run_and_needs_nothing_else() {
     assert!(!page.contains("<script") && !page.contains("http"), "{}", page.len());
     let left: Vec<_> = fs::read_dir(folder.path()).expect("a folder").flatten().map(|e| e.file_name()).collect();
     assert_eq!(left.len(), 2, "{left:?}");
+    browser::look_at(&html);
 }
 
 #[test]
@@ -70,4 +72,22 @@ fn a_bundle_has_a_page_without_values() {
     assert_eq!(output.status.code(), Some(2));
     assert!(said(&output).contains("`--blocks`: expected blocks from 0 to "), "{}", said(&output));
     assert!(!folder.path().join("other.html").exists());
+}
+
+#[test]
+fn a_browser_shows_what_is_wrong_of_a_page() {
+    let folder = fresh_folder();
+    let page = folder.path().join("page.html");
+    let parts = [
+        "<p style=\"width:500px\">wide</p>",
+        "<p>under</p><p style=\"margin-top:-2.4em\">over</p>",
+        "<img alt=\"a picture\" src=\"data:image/png;base64,xx\">",
+        "<h2 style=\"color:white\">white</h2>",
+    ];
+    let html = "<!DOCTYPE html><style>body { margin: 0; background: white }</style><h1>A page</h1>PARTS<footer>its end</footer>";
+    fs::write(&page, html.replace("PARTS", &parts.concat())).expect("a writable folder");
+    let Some(problems) = browser::problems(&page) else { return eprintln!("skipped: expected Chromium") };
+    for expected in ["as wide as 500", "P wide", "text on text", "IMG a picture: not loaded", "\"white\": 1 colours"] {
+        assert!(problems.iter().any(|problem| problem.contains(expected)), "{expected}: {problems:?}");
+    }
 }

@@ -15,7 +15,7 @@ use cogvx::student::{self, LayerChoice, Options, Report, Runs};
 use cogvx_calibration::metrics::difference;
 use ndarray::{ArrayD, IxDyn};
 
-use common::{bundle_of, entries, fixture, fresh_folder, pipeline, root};
+use common::{bundle_of, cogvx, entries, fixture, fresh_folder, pipeline, root, said};
 use scene::{Scene, Tensors, read_tensors};
 
 const TRANSFORMER: &str = "transformer/diffusion_pytorch_model.safetensors";
@@ -334,6 +334,23 @@ fn sizes_come_near_to_what_is_asked_for() {
     let said = scene.run("cogvx student CKPT --target-params 30K --output OUT --json");
     let json: serde_json::Value = serde_json::from_str(&said.stdout).expect("JSON");
     assert_eq!(&json["student"]["student"]["shape"], shape);
+    // diffusers takes those that are listed unless asked for others; of half the feed-forwards there are as many.
+    let loads = |json: &serde_json::Value| {
+        let options = json["sizes"]["options"].as_array().expect("a list").iter();
+        options.map(|costs| costs["loads_in_diffusers"].as_bool().expect("a boolean")).collect::<Vec<_>>()
+    };
+    assert!(loads(&json).iter().all(|&loads| loads), "{json:#}");
+    let said = scene.run("cogvx student CKPT --target-params 25K --ffn free --json");
+    let json: serde_json::Value = serde_json::from_str(&said.stdout).expect("JSON");
+    let found = loads(&json);
+    assert!(found.contains(&true) && found.contains(&false), "{json:#}");
+    for costs in json["sizes"]["options"].as_array().expect("a list") {
+        let [ffn, heads] = ["ffn", "heads"].map(|name| costs["shape"][name].as_u64().expect("a number"));
+        // Of a teacher of two heads and feed-forwards of 128.
+        assert_eq!(ffn, if costs["loads_in_diffusers"] == true { 64 * heads } else { 32 * heads }, "{costs:#}");
+    }
+    let said = scene.run("cogvx student CKPT --target-params 25K --ffn free");
+    assert!(said.stdout.contains("cogvx only") && said.stdout.contains("predicted speed"), "{}", said.stdout);
 }
 
 #[test]
@@ -356,6 +373,8 @@ fn what_makes_no_sense_is_refused_in_a_line() {
     refused("CKPT --output OUT --layers 3", "`--layers`: expected 1 to 2, the teacher's, found 3");
     refused("CKPT --output OUT --layers 0", "`--layers`: expected 1 to 2, the teacher's, found 0");
     refused("CKPT --output OUT --ffn 129", "`--ffn`: expected 1 to 128, the teacher's, found 129");
+    let alone = "`--ffn free`: expected `--target-params`, too, which says how large the student is to be";
+    refused("CKPT --output OUT --ffn free", alone);
     refused("CKPT --output OUT --time-embed 25", "`--time-embed`: expected 1 to 24, the teacher's, found 25");
     for map in ["0,0", "1,0", "2", "0,1,2"] {
         let expected = format!("`--layer-map`: expected ascending layers of 0 to 1, each at most once, found `{map}`");
@@ -443,4 +462,37 @@ fn memory_does_not_grow_with_the_teacher() {
     // Three layers have 340 MB of weights.
     assert!(peaks[&3] < peaks[&1] + (16 << 20), "{peaks:?}");
     assert!(peaks[&3] < 200 << 20, "{peaks:?}");
+}
+
+fn copied(from: &Path, to: &Path) {
+    fs::create_dir(to).expect("a new folder");
+    for path in entries(from) {
+        let target = to.join(path.file_name().expect("a name"));
+        if path.is_dir() { copied(&path, &target) } else { fs::copy(&path, &target).map(drop).expect("a copy") }
+    }
+}
+
+#[test]
+fn the_committed_student_is_diffusers_own_shape_and_shows_what_is_asked_for() {
+    let folder = fresh_folder();
+    let (teacher, student) = (root().join("examples/shapes-model"), folder.path().join("student"));
+    copied(&teacher, &student);
+    fs::remove_dir_all(student.join("transformer")).expect("a copy");
+    copied(&root().join("examples/shapes-student/transformer"), &student.join("transformer"));
+    let sizes = |checkpoint| tensors(checkpoint).values().map(|(_, shape, _)| shape.iter().product::<usize>()).sum();
+    let [own, theirs]: [usize; 2] = [&student, &teacher].map(|checkpoint| sizes(checkpoint));
+    assert!(2 * own < theirs, "{own} of {theirs}");
+    for (name, (dtype, shape, _)) in tensors(&student) {
+        assert_eq!(dtype, "F16", "{name}");
+        if name.ends_with("ff.net.2.weight") {
+            assert_eq!(shape[1], 4 * shape[0], "{name}");
+        }
+    }
+    let mut command = cogvx();
+    command.arg("quality").arg(&student).arg("--against").arg(&teacher).arg("--prompts");
+    command.arg(teacher.join("quality-prompts.txt")).args(["--samples", "3", "--seed", "100", "--guidance", "3"]);
+    let output = command.args(["--threads", "1", "--json"]).output().expect("cogvx starts");
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(report["summary"]["accuracy"]["all"], 1.0, "{:#}", report["summary"]);
 }

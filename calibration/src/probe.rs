@@ -17,6 +17,8 @@ pub struct Probe {
     pub tell: BTreeSet<String>,
     /// Paths in which what is added to the residual stream is left out, such as `transformer_blocks.3`.
     pub skip: BTreeSet<String>,
+    /// Whether these values are all that the graph is to make, and what only others need is left out.
+    pub alone: bool,
 }
 
 /// The pass.

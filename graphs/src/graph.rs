@@ -176,6 +176,11 @@ impl Graph {
         self.outputs.borrow_mut().push(Output { name: name.into(), value: value.id, state: true });
     }
 
+    /// Take back the outputs that `keep` does not want; the next pass leaves out what only they depend on.
+    pub fn keep_outputs(&self, keep: impl Fn(&str) -> bool) {
+        self.outputs.borrow_mut().retain(|output| keep(&output.name));
+    }
+
     /// A tensor of the checkpoint, as elements of `dtype`; the same weight twice is the same value.
     pub fn weight(&self, weight: Weight, dtype: DType) -> Value<'_> {
         if let Some(&id) = self.weights.borrow().get(&weight) {

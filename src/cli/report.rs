@@ -120,6 +120,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
         prompt: &args.prompt,
         settings: &settings,
         inspection: &inspection,
+        predictions: if request.guidance > 1.0 { 2 * args.steps } else { args.steps },
         watched: &watched,
         times: times.as_deref(),
         weights: &weight_spreads(&blueprint),

@@ -39,9 +39,10 @@ pub(super) struct Args {
     heads: Option<usize>,
     /// Channels of the feed-forwards [default: as many times the width as the teacher's]
     ///
-    /// No configuration tells it, and diffusers loads only four times the width: others run in cogvx.
-    #[arg(long)]
-    ffn: Option<usize>,
+    /// No configuration tells it, and diffusers loads only four times the width: others run in cogvx. `free` with
+    /// `--target-params` lists half of that, too.
+    #[arg(long, value_name = "N|free", value_parser = ffn)]
+    ffn: Option<Ffn>,
     /// Channels of the time embedding, in which all modulations are linear [default: the teacher's]
     #[arg(long)]
     time_embed: Option<usize>,
@@ -88,6 +89,20 @@ pub(super) struct Args {
     json: bool,
 }
 
+/// Width of the feed-forwards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ffn {
+    Channels(usize),
+    Free,
+}
+
+fn ffn(text: &str) -> Result<Ffn, String> {
+    match text {
+        "free" => Ok(Ffn::Free),
+        text => text.parse().map(Ffn::Channels).map_err(|_| "expected a number of channels, or free".into()),
+    }
+}
+
 #[derive(Clone, Copy, ValueEnum)]
 enum Weights {
     /// Link, and copy where the file system cannot
@@ -123,10 +138,15 @@ impl Args {
             (None, None) => LayerChoice::All,
         };
         let runs = self.heal || self.measure || self.dump_targets.is_some();
+        let halves = self.ffn == Some(Ffn::Free);
+        if halves && self.target_params.is_none() {
+            bail!("`--ffn free`: expected `--target-params`, too, which says how large the student is to be");
+        }
         Ok(Options {
             layers,
             heads: self.heads,
-            ffn: self.ffn,
+            ffn: self.ffn.and_then(|ffn| if let Ffn::Channels(channels) = ffn { Some(channels) } else { None }),
+            halves,
             time_embed: self.time_embed,
             target: self.target_params,
             weights: match self.weights {
@@ -183,7 +203,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     }
     if let Some((teacher, options, chosen)) = &listed {
         let rows = options.iter().enumerate().map(|(i, costs)| (if i == *chosen { "*" } else { "" }, costs));
-        writeln!(out, "{}", sizes([("teacher", teacher)].into_iter().chain(rows)))?;
+        writeln!(out, "{}", sizes(teacher, rows))?;
     }
     match &report {
         Some(report) => show(&mut out, report)?,
@@ -194,7 +214,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
 }
 
 fn show(out: &mut impl std::io::Write, report: &Report) -> std::io::Result<()> {
-    writeln!(out, "{}", sizes([("teacher", &report.teacher), ("student", &report.student)].into_iter()))?;
+    writeln!(out, "{}", sizes(&report.teacher, [("student", &report.student)].into_iter()))?;
     let list = |layers: &[usize]| layers.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
     writeln!(out, "blocks kept: {}", list(&report.layers))?;
     if !report.without.is_empty() {
@@ -213,21 +233,36 @@ fn show(out: &mut impl std::io::Write, report: &Report) -> std::io::Result<()> {
     writeln!(out, "{}", report.output.display())
 }
 
-fn sizes<'a>(rows: impl Iterator<Item = (&'a str, &'a Costs)>) -> comfy_table::Table {
+/// The teacher and others. They should be as many times as fast as it as they take fewer operations.
+fn sizes<'a>(teacher: &'a Costs, rows: impl Iterator<Item = (&'a str, &'a Costs)>) -> comfy_table::Table {
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::NOTHING);
-    table.set_header(["", "layers", "heads", "ffn", "time embed", "parameters", "TFLOPs a step", "in 16 bits"]);
-    for (name, Costs { shape, parameters, flops, bytes }) in rows {
+    let rows: Vec<_> = [("teacher", teacher)].into_iter().chain(rows).collect();
+    let all_load = rows.iter().all(|(_, costs)| costs.loads_in_diffusers);
+    let costs =
+        ["", "layers", "heads", "ffn", "time embed", "parameters", "TFLOPs a step", "predicted speed", "in 16 bits"];
+    table.set_header(costs.into_iter().chain((!all_load).then_some("")));
+    for (name, costs) in rows {
+        let Costs { shape, parameters, flops, bytes, loads_in_diffusers } = costs;
         let sizes = [shape.layers, shape.heads, shape.ffn, shape.time_embed].map(|n| n.to_string());
-        let costs = [parameters.to_string(), format!("{:.3}", flops / 1e12), HumanBytes(*bytes).to_string()];
-        table.add_row([name.to_string()].into_iter().chain(sizes).chain(costs));
+        let speed = format!("{:.2}x", teacher.flops / flops);
+        let costs = [parameters.to_string(), format!("{:.3}", flops / 1e12), speed, HumanBytes(*bytes).to_string()];
+        let note = if *loads_in_diffusers { "" } else { "cogvx only" };
+        let note = (!all_load).then(|| note.to_string());
+        table.add_row([name.to_string()].into_iter().chain(sizes).chain(costs).chain(note));
     }
     table
 }
 
 #[cfg(test)]
 mod tests {
-    use super::parameters;
+    use super::{Ffn, ffn, parameters};
+
+    #[test]
+    fn feed_forwards_are_a_number_or_free() {
+        assert_eq!((ffn("480"), ffn("free")), (Ok(Ffn::Channels(480)), Ok(Ffn::Free)));
+        assert!(ffn("half").is_err() && ffn("-1").is_err());
+    }
 
     #[test]
     fn parameters_are_numbers_with_a_unit() {

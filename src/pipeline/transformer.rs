@@ -77,7 +77,7 @@ impl<'a> Transformer<'a> {
         self.session.busy()
     }
 
-    /// All outputs of the graph, of which [`SAMPLE`] is the prediction.
+    /// All outputs of the graph, of which [`SAMPLE`] is the prediction; a probed graph may have none.
     #[allow(clippy::cast_precision_loss)] // Timesteps are below 2^24.
     pub(crate) fn run(
         &mut self,
@@ -100,7 +100,10 @@ impl<'a> Transformer<'a> {
         self.positions = Some(positions);
         let mut expected = latents.shape().to_vec();
         expected[2] = self.config.out_channels;
-        let found = outputs.view(SAMPLE)?.shape().to_vec();
+        let found = match outputs.names().find(|name| *name == SAMPLE) {
+            Some(sample) => outputs.view(sample)?.shape().to_vec(),
+            None => expected.clone(),
+        };
         if found != expected {
             let (name, expected) = (SAMPLE.into(), format!("{expected:?}"));
             return Err(PipelineError::Shape { name, expected, found });

@@ -10,8 +10,24 @@ use super::{AttentionMap, Report, Spread};
 use crate::bench::kind_of;
 use crate::page::{begin, data, end, escaped, picture, strip};
 
-/// Most rows of the heat map that have a label of their own.
+/// Most rows of the heat map that have a label of their own, and most bars.
 const LABELLED: usize = 64;
+/// Layers of a block in the order in which they run.
+const LAYERS: [&str; 8] = [
+    "norm1.linear",
+    "attn1.to_q",
+    "attn1.to_k",
+    "attn1.to_v",
+    "attn1.to_out.0",
+    "norm2.linear",
+    "ff.net.0.proj",
+    "ff.net.2",
+];
+/// Room for the labels of the heat map, and all of its width.
+const LEFT: usize = 150;
+const WIDTH: usize = 560;
+/// Least height between two labels.
+const LINE: usize = 12;
 
 /// Write the page.
 ///
@@ -40,6 +56,8 @@ fn flow(out: &mut impl Write, report: &Report<'_>) -> io::Result<()> {
     writeln!(out, "<h2>How tensors flow</h2>")?;
     for part in report.inspection.components.iter().filter(|part| part.runs > 0) {
         let (name, runs) = (part.component.replace('_', " "), part.runs);
+        // Counted with guidance, which a run may go without.
+        let runs = if part.component == "transformer" { report.predictions } else { runs };
         let times = if runs == 1 { "once".into() } else { format!("{runs} times") };
         let parameters = short(part.parameters);
         writeln!(out, "<h3>{name} <small>{times}, {parameters} parameters</small></h3>\n<ol class=\"flow\">")?;
@@ -76,8 +94,8 @@ fn short(n: u64) -> String {
 /// The largest magnitude of what each linear layer makes, step by step.
 fn ranges(out: &mut impl Write, ranges: &BTreeMap<String, Vec<[f32; 2]>>) -> io::Result<()> {
     writeln!(out, "<h2>How large values become</h2>")?;
-    let mut rows: Vec<_> = ranges.iter().filter(|(name, _)| name.ends_with("/Linear")).collect();
-    rows.sort_by_key(|(name, _)| natural(name));
+    let mut rows: Vec<_> = ranges.iter().filter_map(|(name, row)| Some((name.strip_suffix("/Linear")?, row))).collect();
+    rows.sort_by_key(|(path, _)| place(path));
     let steps = rows.iter().map(|(_, row)| row.len()).max().unwrap_or(0);
     if steps == 0 {
         return writeln!(out, "<p>A bundle does not tell: give the checkpoint.</p>");
@@ -93,15 +111,15 @@ fn ranges(out: &mut impl Write, ranges: &BTreeMap<String, Vec<[f32; 2]>>) -> io:
     writeln!(
         out,
         "<p>The largest magnitude that each linear layer of the transformer makes: steps from left to right, layers from top to \
-         bottom. Dark is {:.2}, bright {:.2}.</p>",
+         bottom{}. Dark is {:.2}, bright {:.2}.</p>",
+        if rows.len() <= LABELLED { String::new() } else { format!(", in each block {}", LAYERS.join(", ")) },
         10_f32.powf(low),
         10_f32.powf(high)
     )?;
-    let cell = if rows.len() <= LABELLED { 13 } else { 5 };
-    let (left, width) = (210, 620);
+    let cell = if rows.len() <= LABELLED { 13 } else { 4 };
     let height = rows.len() * cell;
     let mut svg = format!(
-        "<div class=\"scroll\" tabindex=\"0\"><svg class=\"wide\" viewBox=\"0 0 {width} {}\" role=\"img\" \
+        "<div class=\"scroll\" tabindex=\"0\"><svg class=\"wide\" viewBox=\"0 0 {WIDTH} {}\" role=\"img\" \
          aria-label=\"largest magnitude by layer and step\">\n",
         height + 18
     );
@@ -109,40 +127,48 @@ fn ranges(out: &mut impl Write, ranges: &BTreeMap<String, Vec<[f32; 2]>>) -> io:
     // Writing to a text does not fail.
     let _ = writeln!(
         svg,
-        "<image x=\"{left}\" y=\"0\" width=\"{}\" height=\"{height}\" preserveAspectRatio=\"none\" href=\"{address}\"/>",
-        width - left
+        "<image x=\"{LEFT}\" y=\"0\" width=\"{}\" height=\"{height}\" preserveAspectRatio=\"none\" href=\"{address}\"/>",
+        WIDTH - LEFT
     );
-    let mut block = None;
-    for (i, (name, _)) in rows.iter().enumerate() {
-        let path = name.trim_end_matches("/Linear");
-        let own = path.split('.').nth(1).filter(|_| path.starts_with("transformer_blocks."));
-        let label = if rows.len() <= LABELLED {
-            path.replace("transformer_blocks.", "")
-        } else if own.is_some() && own != block {
-            format!("block {}", own.unwrap_or_default())
-        } else {
-            String::new()
-        };
-        block = own.or(block);
-        if !label.is_empty() && (rows.len() <= LABELLED || i % (3 * 8) == 0 || own.is_none()) {
-            let y = i * cell + cell.max(10) - 2;
-            let _ = writeln!(svg, "<text x=\"{}\" y=\"{y}\" text-anchor=\"end\">{}</text>", left - 6, escaped(&label));
-        }
+    for (row, label) in labels(&rows.iter().map(|(path, _)| *path).collect::<Vec<_>>(), cell) {
+        let y = row * cell + 10;
+        let _ = writeln!(svg, "<text x=\"{}\" y=\"{y}\" text-anchor=\"end\">{}</text>", LEFT - 6, escaped(&label));
     }
-    let _ = writeln!(svg, "<text x=\"{left}\" y=\"{}\">step 1</text>", height + 14);
+    let _ = writeln!(svg, "<text x=\"{LEFT}\" y=\"{}\">step 1</text>", height + 14);
     let _ = writeln!(
         svg,
-        "<text x=\"{width}\" y=\"{}\" text-anchor=\"end\">step {steps}</text>\n</svg></div>",
+        "<text x=\"{WIDTH}\" y=\"{}\" text-anchor=\"end\">step {steps}</text>\n</svg></div>",
         height + 14
     );
     out.write_all(svg.as_bytes())
 }
 
-/// Names in the order of their numbers: block 2 before block 10.
-fn natural(name: &str) -> (bool, Vec<(usize, String)>) {
-    let parts = name.split('.').map(|part| (part.parse().unwrap_or(usize::MAX), part.to_string())).collect();
-    // The blocks stand between what embeds and what makes the output.
-    (name.starts_with("norm_out") || name.starts_with("proj_out"), parts)
+/// Rows of the heat map that have a label, and what it says: all, or where they are too many the first of each block.
+fn labels(paths: &[&str], cell: usize) -> Vec<(usize, String)> {
+    let block = |path: &str| Some(path.strip_prefix("transformer_blocks.")?.split_once('.')?.0.to_string());
+    if paths.len() <= LABELLED {
+        return paths.iter().map(|path| path.replace("transformer_blocks.", "")).enumerate().collect();
+    }
+    let mut labels: Vec<(usize, String)> = vec![];
+    let mut last = None;
+    for (row, block) in paths.iter().enumerate().filter_map(|(row, path)| Some((row, block(path)?))) {
+        let is_free = labels.last().is_none_or(|(above, _)| (row - above) * cell >= LINE);
+        if last.as_ref() != Some(&block) && is_free {
+            labels.push((row, format!("block {block}")));
+        }
+        last = Some(block);
+    }
+    labels
+}
+
+/// Where a layer stands in the order in which layers run: what embeds, the blocks by number, the head.
+fn place(path: &str) -> (usize, usize, usize, &str) {
+    if let Some((block, layer)) = path.strip_prefix("transformer_blocks.").and_then(|rest| rest.split_once('.')) {
+        let at = LAYERS.iter().position(|name| *name == layer).unwrap_or(LAYERS.len());
+        return (1, block.parse().unwrap_or(usize::MAX), at, layer);
+    }
+    let is_head = path.starts_with("norm_out") || path.starts_with("proj_out");
+    (if is_head { 2 } else { 0 }, 0, 0, path)
 }
 
 fn attention(out: &mut impl Write, maps: &[AttentionMap], pieces: &[String]) -> io::Result<()> {
@@ -161,16 +187,18 @@ fn attention(out: &mut impl Write, maps: &[AttentionMap], pieces: &[String]) -> 
         let scales = [&map.mean, &map.head].map(|maps| [0.0, all(maps)]);
         writeln!(
             out,
-            "<h3>block {} <small>at most {:.1} % and {:.1} %</small></h3>\n<div class=\"scroll\" tabindex=\"0\">\n<div class=\"map\">\
-             <b></b><b>all heads</b><b>head {}, the sharpest</b>",
+            "<h3>block {} <small>head {} is the sharpest; at most {:.1} % in the mean of all heads, {:.1} % in this one</small></h3>\n\
+             <div class=\"scroll high\" tabindex=\"0\">\n<div class=\"map\"><b></b><b>all heads</b><b>head {}</b>",
             map.block,
+            map.sharpest,
             100.0 * scales[0][1],
             100.0 * scales[1][1],
             map.sharpest
         )?;
         let zoom = (48 / columns.max(1)).max(1);
         for (i, piece) in pieces.iter().enumerate().take(map.mean.len()) {
-            writeln!(out, "<span>{}</span>", escaped(&piece.replace('▁', " ")))?;
+            let shown = if piece == "▁" { "␣".into() } else { piece.replace('▁', " ") };
+            writeln!(out, "<span>{}</span>", escaped(&shown))?;
             for (maps, scale) in [&map.mean, &map.head].into_iter().zip(scales) {
                 let (size, rgb) = frames_of(&maps[i], map.size, zoom, scale);
                 picture(out, &format!("attention to {piece}"), size, 1, &rgb)?;
@@ -217,8 +245,13 @@ fn times(out: &mut impl Write, report: &Report<'_>) -> io::Result<()> {
     writeln!(out, "<h2>Where the time goes</h2>\n<p>One prediction of the transformer, by kind of layer.</p>")?;
     let mut times: Vec<_> = times.iter().collect();
     times.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
-    let shown = times.iter().map(|t| (t.name.clone(), t.seconds, format!("{:.2} ms", 1e3 * t.seconds)));
+    let shown = times.iter().map(|t| (t.name.clone(), t.seconds, duration(t.seconds)));
     bars(out, &shown.collect::<Vec<_>>())
+}
+
+/// 2.31 ms, or 4.59 s
+fn duration(seconds: f64) -> String {
+    if seconds < 1.0 { format!("{:.2} ms", 1e3 * seconds) } else { format!("{seconds:.2} s") }
 }
 
 /// Weights and activations of each kind of layer, by their magnitudes.
@@ -295,4 +328,39 @@ fn sensitivity(out: &mut impl Write, report: &Report<'_>) -> io::Result<()> {
     )?;
     let shown = ranking.groups.iter().take(LABELLED).map(|g| (g.name.clone(), g.error, format!("{:.2e}", g.error)));
     bars(out, &shown.collect::<Vec<_>>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{labels, place};
+
+    #[test]
+    fn layers_are_in_the_order_in_which_they_run() {
+        let mut paths = [
+            "proj_out",
+            "transformer_blocks.10.norm1.linear",
+            "transformer_blocks.2.ff.net.2",
+            "transformer_blocks.2.attn1.to_out.0",
+            "transformer_blocks.2.attn1.to_q",
+            "transformer_blocks.2.norm1.linear",
+            "patch_embed.text_proj",
+        ];
+        let mut expected = paths;
+        expected.reverse();
+        paths.sort_by_key(|path| place(path));
+        assert_eq!(paths, expected);
+    }
+
+    #[test]
+    fn each_of_thirty_blocks_has_a_label() {
+        let paths: Vec<_> =
+            (0..30).flat_map(|i| super::LAYERS.map(|name| format!("transformer_blocks.{i}.{name}"))).collect();
+        let paths: Vec<_> = ["patch_embed.text_proj"].into_iter().chain(paths.iter().map(String::as_str)).collect();
+        let found = labels(&paths, 4);
+        let expected: Vec<_> = (0..30).map(|i| (1 + 8 * i, format!("block {i}"))).collect();
+        assert_eq!(found, expected);
+        assert_eq!(labels(&paths[..3], 13)[1], (1, "0.norm1.linear".to_string()));
+        // Where they would lie on each other, some have none.
+        assert_eq!(labels(&paths, 1).len(), 15);
+    }
 }

@@ -125,8 +125,8 @@ impl Healer<'_> {
                 ([streams, gates].concat(), theirs)
             }
         };
-        let student = Probed::telling(self.folder, &[&[read.clone()][..], &ours].concat(), job)?;
-        let teacher = Probed::telling(&self.teacher.folder, &theirs, job)?;
+        let student = Probed::telling_alone(self.folder, &[&[read.clone()][..], &ours].concat(), job)?;
+        let teacher = Probed::telling_alone(&self.teacher.folder, &theirs, job)?;
         let mut both = [student.pipeline.transformer()?, teacher.pipeline.transformer()?];
         let weights = Weights::open(&self.folder.join("transformer"), STEM)?;
         let shape =

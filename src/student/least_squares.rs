@@ -1,12 +1,14 @@
 //! Linear least squares by normal equations that are summed up block by block.
 
-use ndarray::linalg::general_mat_mul;
-use ndarray::{Array2, ArrayView2, Axis, Slice};
-use rayon::iter::{IntoParallelIterator as _, ParallelIterator as _};
-use rayon::slice::ParallelSliceMut as _;
+use std::ops::Range;
 
-const COLUMNS: Axis = Axis(1);
-/// Columns of the matrix that one task sums up or eliminates.
+use ndarray::linalg::general_mat_mul;
+use ndarray::{Array2, ArrayBase, ArrayView2, Axis, Ix2, RawData, Slice};
+use rayon::iter::{IntoParallelIterator as _, ParallelIterator as _};
+
+const DOWN: Axis = Axis(0);
+const ACROSS: Axis = Axis(1);
+/// Rows or columns of a matrix that one task sums up or eliminates.
 const STRIPE: usize = 64;
 /// Rows whose products are summed up in `f32` before they are added in `f64`.
 const ROWS: usize = 512;
@@ -34,18 +36,17 @@ impl Normal {
         for at in (0..x.nrows()).step_by(ROWS) {
             let rows = at..(at + ROWS).min(x.nrows());
             let mut ones = Array2::ones((rows.len(), n));
-            ones.slice_axis_mut(COLUMNS, Slice::from(..n - 1))
-                .assign(&x.slice_axis(Axis(0), Slice::from(rows.clone())));
-            let (ones, y) = (&ones, &y.slice_axis(Axis(0), Slice::from(rows)));
-            let stripes = self.gram.axis_chunks_iter_mut(Axis(0), STRIPE);
-            let stripes: Vec<_> = stripes.zip(self.scratch.axis_chunks_iter_mut(Axis(0), STRIPE)).enumerate().collect();
+            ones.slice_axis_mut(ACROSS, Slice::from(..n - 1)).assign(&x.slice_axis(DOWN, Slice::from(rows.clone())));
+            let (ones, y) = (&ones, &y.slice_axis(DOWN, Slice::from(rows)));
+            let stripes = self.gram.axis_chunks_iter_mut(DOWN, STRIPE);
+            let stripes: Vec<_> = stripes.zip(self.scratch.axis_chunks_iter_mut(DOWN, STRIPE)).enumerate().collect();
             stripes.into_par_iter().for_each(|(i, (mut gram, mut product))| {
                 let end = i * STRIPE + gram.nrows();
-                let mut product = product.slice_axis_mut(COLUMNS, Slice::from(..end));
-                let left = ones.slice_axis(COLUMNS, Slice::from(i * STRIPE..end));
-                let right = ones.slice_axis(COLUMNS, Slice::from(..end));
+                let mut product = product.slice_axis_mut(ACROSS, Slice::from(..end));
+                let left = ones.slice_axis(ACROSS, Slice::from(i * STRIPE..end));
+                let right = ones.slice_axis(ACROSS, Slice::from(..end));
                 general_mat_mul(1.0, &left.t(), &right, 0.0, &mut product);
-                gram.slice_axis_mut(COLUMNS, Slice::from(..end))
+                gram.slice_axis_mut(ACROSS, Slice::from(..end))
                     .zip_mut_with(&product, |sum, &x| *sum += weight * f64::from(x));
             });
             self.moment.zip_mut_with(&ones.t().dot(y), |sum, &x| *sum += f64::from(x));
@@ -71,7 +72,7 @@ pub(super) fn fit(x: &Array2<f64>, y: &Array2<f64>, ridge: f64) -> Option<Array2
 /// Rows with a 1 at their end.
 pub(super) fn with_ones(x: &Array2<f64>) -> Array2<f64> {
     let mut ones = Array2::ones((x.nrows(), x.ncols() + 1));
-    ones.slice_axis_mut(COLUMNS, Slice::from(..x.ncols())).assign(x);
+    ones.slice_axis_mut(ACROSS, Slice::from(..x.ncols())).assign(x);
     ones
 }
 
@@ -86,59 +87,92 @@ fn regularize(gram: &mut Array2<f64>, ridge: f64) {
 }
 
 /// Solves `A Z = B` for a positive definite `A`, of which only the lower triangle is read; none where it is not.
-fn solve(a: Array2<f64>, b: Array2<f64>) -> Option<Array2<f64>> {
-    let (n, outputs) = b.dim();
-    let mut l = a.into_raw_vec_and_offset().0;
-    cholesky(&mut l, n)?;
-    let mut columns = b.reversed_axes().as_standard_layout().into_owned().into_raw_vec_and_offset().0;
-    columns.par_chunks_mut(n).for_each(|x| {
-        for i in 0..n {
-            x[i] = (x[i] - dot(&l[i * n..][..i], &x[..i])) / l[i * n + i];
+fn solve(mut a: Array2<f64>, mut b: Array2<f64>) -> Option<Array2<f64>> {
+    cholesky(&mut a)?;
+    let l = &a;
+    let starts: Vec<_> = (0..l.nrows()).step_by(STRIPE).collect();
+    let stripes: Vec<_> = b.axis_chunks_iter_mut(ACROSS, STRIPE).collect();
+    stripes.into_par_iter().for_each(|mut x| {
+        // L Y = B from above, then L^T X = Y from below.
+        for &start in &starts {
+            let end = (start + STRIPE).min(l.nrows());
+            let (done, rest) = x.view_mut().split_at(DOWN, start);
+            let (mut now, _) = rest.split_at(DOWN, end - start);
+            general_mat_mul(-1.0, &part(l.view(), start..end, 0..start), &done, 1.0, &mut now);
+            for i in 0..end - start {
+                let (done, mut rest) = now.view_mut().split_at(DOWN, i);
+                let mut row = rest.row_mut(0);
+                for (j, done) in done.rows().into_iter().enumerate() {
+                    row.scaled_add(-l[[start + i, start + j]], &done);
+                }
+                row /= l[[start + i, start + i]];
+            }
         }
-        // Back by rows of L, too, which are columns of its transpose.
-        for i in (0..n).rev() {
-            let (rest, x) = x.split_at_mut(i);
-            x[0] /= l[i * n + i];
-            rest.iter_mut().zip(&l[i * n..]).for_each(|(rest, l)| *rest -= x[0] * l);
+        for &start in starts.iter().rev() {
+            let end = (start + STRIPE).min(l.nrows());
+            let (above, done) = x.view_mut().split_at(DOWN, end);
+            let (_, mut now) = above.split_at(DOWN, start);
+            general_mat_mul(-1.0, &part(l.view(), end..l.nrows(), start..end).t(), &done, 1.0, &mut now);
+            for i in (0..end - start).rev() {
+                let (rest, done) = now.view_mut().split_at(DOWN, i + 1);
+                let (_, mut row) = rest.split_at(DOWN, i);
+                let mut row = row.row_mut(0);
+                for (j, done) in done.rows().into_iter().enumerate() {
+                    row.scaled_add(-l[[start + i + 1 + j, start + i]], &done);
+                }
+                row /= l[[start + i, start + i]];
+            }
         }
     });
-    let solved = Array2::from_shape_vec((outputs, n), columns).ok()?;
-    Some(solved.reversed_axes().as_standard_layout().into_owned())
+    Some(b)
 }
 
-/// `L` of `A = L L^T` in the place of `A`'s lower triangle: stripe after stripe of columns, the rows below it in parallel.
-fn cholesky(a: &mut [f64], n: usize) -> Option<()> {
+/// These rows and columns of a view.
+fn part<S: RawData<Elem = f64>>(
+    mut of: ArrayBase<S, Ix2>,
+    rows: Range<usize>,
+    columns: Range<usize>,
+) -> ArrayBase<S, Ix2> {
+    of.slice_axis_inplace(DOWN, rows.into());
+    of.slice_axis_inplace(ACROSS, columns.into());
+    of
+}
+
+/// `L` of `A = L L^T` in the place of `A`'s lower triangle: stripe after stripe of columns, of each first what the stripes before
+/// it take off, as products of matrices.
+fn cholesky(a: &mut Array2<f64>) -> Option<()> {
+    let n = a.nrows();
     for start in (0..n).step_by(STRIPE) {
         let end = (start + STRIPE).min(n);
-        let (above, below) = a.split_at_mut(end * n);
-        for i in start..end {
-            let (done, row) = above.split_at_mut(i * n);
-            for j in start..i {
-                row[j] = (row[j] - dot(&row[..j], &done[j * n..][..j])) / done[j * n + j];
+        let before = part(a.view(), start..end, 0..start).to_owned();
+        let mut rows = part(a.view_mut(), start..n, 0..end);
+        let rows: Vec<_> = rows.axis_chunks_iter_mut(DOWN, STRIPE).collect();
+        rows.into_par_iter().for_each(|rows| {
+            let (left, mut right) = rows.split_at(ACROSS, start);
+            general_mat_mul(-1.0, &left, &before.t(), 1.0, &mut right);
+        });
+        let mut corner = part(a.view_mut(), start..end, start..end);
+        for i in 0..end - start {
+            for j in 0..=i {
+                let sum: f64 = (0..j).map(|k| corner[[i, k]] * corner[[j, k]]).sum();
+                let rest = corner[[i, j]] - sum;
+                corner[[i, j]] =
+                    if i == j { Some(rest.sqrt()).filter(|x| x.is_normal())? } else { rest / corner[[j, j]] };
             }
-            row[i] = Some((row[i] - dot(&row[..i], &row[..i])).sqrt()).filter(|x| x.is_normal())?;
         }
-        let above = &*above;
-        below.par_chunks_mut(n).for_each(|row| {
-            for j in start..end {
-                row[j] = (row[j] - dot(&row[..j], &above[j * n..][..j])) / above[j * n + j];
+        let corner = corner.to_owned();
+        let mut below = part(a.view_mut(), end..n, start..end);
+        let below: Vec<_> = below.axis_chunks_iter_mut(DOWN, STRIPE).collect();
+        below.into_par_iter().for_each(|mut rows| {
+            for mut row in rows.rows_mut() {
+                for j in 0..end - start {
+                    let sum: f64 = (0..j).map(|k| row[k] * corner[[j, k]]).sum();
+                    row[j] = (row[j] - sum) / corner[[j, j]];
+                }
             }
         });
     }
     Some(())
-}
-
-/// Eight sums at once, which the compiler keeps in registers.
-fn dot(a: &[f64], b: &[f64]) -> f64 {
-    let (a, a_rest) = a.as_chunks::<8>();
-    let (b, b_rest) = b.as_chunks::<8>();
-    let mut sums = [0.0; 8];
-    for (a, b) in a.iter().zip(b) {
-        for i in 0..8 {
-            sums[i] += a[i] * b[i];
-        }
-    }
-    sums.iter().sum::<f64>() + a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum::<f64>()
 }
 
 #[cfg(test)]

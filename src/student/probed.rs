@@ -45,6 +45,12 @@ impl Probed {
         let probe = Probe { tell: tell.iter().cloned().collect(), ..Probe::default() };
         Self::open(checkpoint, probe, vec![Component::Transformer], job)
     }
+
+    /// The same without a prediction: nothing is computed that `tell` does not need.
+    pub fn telling_alone(checkpoint: &Path, tell: &[String], job: &Job<'_>) -> Result<Self, StudentError> {
+        let probe = Probe { tell: tell.iter().cloned().collect(), alone: true, ..Probe::default() };
+        Self::open(checkpoint, probe, vec![Component::Transformer], job)
+    }
 }
 
 /// Path of a block.

@@ -36,6 +36,8 @@ pub struct Costs {
     pub flops: f64,
     /// Bytes of the weights in 16 bits.
     pub bytes: u64,
+    /// Whether diffusers loads it: it knows no other feed-forwards than four times as wide as the model.
+    pub loads_in_diffusers: bool,
 }
 
 /// Of a model like `config` with another shape.
@@ -46,7 +48,8 @@ pub(super) fn costs(config: &DitConfig, shape: Shape) -> Result<Costs, StudentEr
     let channel = (2 * config.width() + 1) as u64;
     let (usual, layers) = (4 * config.width() as u64 * channel, shape.layers as u64);
     let parameters = own - layers * usual + layers * shape.ffn as u64 * channel;
-    Ok(Costs { shape, parameters, flops: flops(&config, shape), bytes: 2 * parameters })
+    let loads_in_diffusers = shape.ffn == 4 * config.width();
+    Ok(Costs { shape, parameters, flops: flops(&config, shape), bytes: 2 * parameters, loads_in_diffusers })
 }
 
 /// Matrix products of one prediction; the rest is some thousandths of them.
@@ -83,11 +86,14 @@ pub(super) struct Given {
     pub layers: Option<usize>,
     pub heads: Option<usize>,
     pub ffn: Option<usize>,
+    /// Feed-forwards of half the width, too.
+    pub halves: bool,
     pub time_embed: Option<usize>,
 }
 
 /// Shapes of about `target` parameters, the widest first: for each number of heads the number of blocks that comes nearest,
-/// where that is within a tenth; the nearest of all where none is. Feed-forwards stay as many times the width as the teacher's.
+/// where that is within a tenth; the nearest of all where none is. Feed-forwards stay as many times the width as the teacher's,
+/// and half as many where that is open.
 #[allow(clippy::cast_precision_loss)] // A comparison of sizes.
 pub(super) fn options(
     config: &DitConfig,
@@ -99,18 +105,22 @@ pub(super) fn options(
     let mut nearest = vec![];
     for heads in (1..=teacher.heads).rev().filter(|&heads| given.heads.is_none_or(|given| given == heads)) {
         let ffn = given.ffn.unwrap_or((teacher.ffn * heads).div_ceil(teacher.heads));
-        let shape = |layers| Shape { layers, heads, ffn, time_embed: given.time_embed.unwrap_or(teacher.time_embed) };
-        if shape(1).apply(config).width() % 16 != 0 {
-            continue; // No positions have such a width.
-        }
-        // Blocks are all alike.
-        let [one, two] = [costs(config, shape(1))?, costs(config, shape(2))?];
-        let block = two.parameters - one.parameters;
-        let layers = (target.saturating_sub(one.parameters) + block / 2) / block + 1;
-        let layers = usize::try_from(layers).unwrap_or(usize::MAX).clamp(1, teacher.layers);
-        let shape = shape(given.layers.unwrap_or(layers));
-        if shape != teacher {
-            nearest.push(costs(config, shape)?);
+        let half = Some(ffn / 2).filter(|&half| given.halves && half > 0);
+        for ffn in [ffn].into_iter().chain(half) {
+            let time_embed = given.time_embed.unwrap_or(teacher.time_embed);
+            let shape = |layers| Shape { layers, heads, ffn, time_embed };
+            if shape(1).apply(config).width() % 16 != 0 {
+                continue; // No positions have such a width.
+            }
+            // Blocks are all alike.
+            let [one, two] = [costs(config, shape(1))?, costs(config, shape(2))?];
+            let block = two.parameters - one.parameters;
+            let layers = (target.saturating_sub(one.parameters) + block / 2) / block + 1;
+            let layers = usize::try_from(layers).unwrap_or(usize::MAX).clamp(1, teacher.layers);
+            let shape = shape(given.layers.unwrap_or(layers));
+            if shape != teacher {
+                nearest.push(costs(config, shape)?);
+            }
         }
     }
     let near: Vec<_> = nearest.iter().copied().filter(|costs| off(costs) <= NEAR).collect();
