@@ -255,7 +255,7 @@ fn ctrl_c_and_sigterm_during_a_run_leave_nothing() {
 fn an_interrupted_run_goes_on_to_the_same_video() {
     for sampler in ["ddim", "dpm"] {
         let scene = Scene::new("2b-fp32");
-        let line = format!("cogvx run CKPT -p fox --steps 300 --scheduler {sampler} -o OUT.npy");
+        let line = format!("cogvx run CKPT -p fox --frames 33 --steps 300 --scheduler {sampler} -o OUT.npy");
         assert_eq!(scene.run(&line).code, Some(0));
         let whole = fs::read(scene.path("OUT.npy")).expect("a video");
         scene.remove("OUT.npy");
@@ -311,7 +311,8 @@ fn an_interrupted_batch_goes_on_and_makes_no_video_twice() {
 #[test]
 fn what_killed_runs_leave_is_swept_and_living_runs_are_spared() {
     let scene = Scene::new("2b-fp32");
-    let line = "cogvx run CKPT -p fox --steps 1000 -o OUT.gif";
+    // Long enough for a whole run beside it, however busy the machine is.
+    let line = "cogvx run CKPT -p fox --frames 193 --steps 1000 -o OUT.gif";
     let folders = || scene.names().into_iter().filter(|name| name.starts_with(".cogvx-run-")).collect::<Vec<_>>();
     let (mut killed, _lines) = started(&scene, line, "step ");
     let left = folders();
