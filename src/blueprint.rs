@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use cogvx_calibration::convs;
 use cogvx_calibration::plan::{Plan, Scheme};
 use cogvx_graphs::config::{ConfigError, DitConfig, PipelineClass, T5Config, VaeConfig};
-use cogvx_graphs::cost::{Cost, CostError, Layout, Sizes, elements};
+use cogvx_graphs::cost::{Cost, CostError, Keep, Layout, Sizes, elements};
 use cogvx_graphs::model::vae::{FRAME_CHUNK, LATENT_CHUNK, Part, first_chunk};
 use cogvx_graphs::model::{dit, t5, vae};
 use cogvx_graphs::pass::Target;
@@ -308,7 +308,10 @@ impl Blueprint {
     pub fn cost(&self, run: Run, video: &Video, threads: usize, prepack: bool) -> Result<Cost, BlueprintError> {
         let (part, sizes) = self.sizes(run, video);
         let component = run.component();
-        Ok(Cost::of(&self.lowered(component, part)?, &sizes, threads, self.layout(component, prepack))?)
+        let weights = self.layout(component, prepack);
+        let convolves = matches!(component, Component::VaeDecoder | Component::VaeEncoder);
+        let freed = self.form.target == Target::Cpu && weights.keeps_freed(convolves);
+        Ok(Cost::of(&self.lowered(component, part)?, &sizes, threads, Keep { weights, freed })?)
     }
 
     /// How a session on the processor keeps the weights of a component.

@@ -23,6 +23,7 @@ use ort::session::{NoSelectedOutputs, RunOptions};
 use tempfile::TempDir;
 
 pub use cpu::CpuOptions;
+use cpu::Freed;
 pub use cuda::CudaOptions;
 use cuda::Pairs;
 pub use error::{DeviceError, RuntimeError};
@@ -115,24 +116,28 @@ struct Runs {
     bound: RunOptions<NoSelectedOutputs>,
     /// On any.
     other: RunOptions<NoSelectedOutputs>,
+    /// On any, giving back memory that was kept for them when they end.
+    shrinking: RunOptions<NoSelectedOutputs>,
 }
 
 impl Runs {
-    fn new(setup: &Setup) -> ort::Result<Self> {
+    fn new() -> ort::Result<Self> {
         let quiet = || -> ort::Result<_> {
             let mut options = RunOptions::new()?;
             // What it would log is in the error it returns.
             options.set_log_level(LogLevel::Fatal)?;
             Ok(options)
         };
-        let mut other = quiet()?;
+        let [mut other, mut shrinking] = [quiet()?, quiet()?];
         // Neither recorded nor replayed; the processor does not know the key.
         other.set("gpu_graph_id", "-1")?;
-        if matches!(setup, Setup::Cpu(CpuOptions { arena: true, .. })) {
-            // Several graphs are loaded at a time, and one that does not run needs none.
-            other.set("memory.enable_memory_arena_shrinkage", "cpu:0")?;
-        }
-        Ok(Self { bound: quiet()?, other })
+        shrinking.set("memory.enable_memory_arena_shrinkage", "cpu:0")?;
+        Ok(Self { bound: quiet()?, other, shrinking })
+    }
+
+    /// On any places in memory, for a session that keeps memory so long.
+    fn freeing(&self, freed: Freed) -> &RunOptions<NoSelectedOutputs> {
+        if freed == Freed::KeptInARun { &self.shrinking } else { &self.other }
     }
 }
 
@@ -143,6 +148,7 @@ impl Interrupt {
         // A run that ends by itself is as good.
         let _ = self.0.bound.terminate();
         let _ = self.0.other.terminate();
+        let _ = self.0.shrinking.terminate();
     }
 
     /// Whether [`Interrupt::stop`] was called.
@@ -199,7 +205,7 @@ impl Runtime {
             driver::load(setup.device() == Device::TensorRt)?;
         }
         environment.set_log_level(LogLevel::Fatal);
-        let runs = Runs::new(&setup).map_err(|e| RuntimeError::Start { path, message: line(&e) })?;
+        let runs = Runs::new().map_err(|e| RuntimeError::Start { path, message: line(&e) })?;
         let runtime = Self { environment, setup, threads, interrupt: Interrupt(Arc::new(runs), Arc::default()) };
         if runtime.setup.cuda().is_some() {
             resident::try_device(&runtime)?;
@@ -259,7 +265,7 @@ impl Runtime {
         let opened = self.builder(&providers, traits, profile.as_ref().map(TempDir::path));
         let inner = opened.and_then(|mut builder| builder.commit_from_file(path));
         let inner = inner.map_err(|e| self.refused(path, &e))?;
-        Ok(self.session(inner, path, profile))
+        Ok(self.session(inner, path, traits, profile))
     }
 
     /// How weights of a graph are kept.
@@ -278,11 +284,18 @@ impl Runtime {
         let inner = opened.and_then(|mut builder| builder.commit_from_memory(model));
         let path = PathBuf::from(name);
         let inner = inner.map_err(|e| self.refused(&path, &e))?;
-        Ok(self.session(inner, &path, None))
+        Ok(self.session(inner, &path, traits, None))
     }
 
-    fn session(&self, inner: ort::session::Session, path: &Path, profile: Option<TempDir>) -> Session {
-        let place = Place { path: path.into(), device: self.setup.cuda().map(|options| options.device) };
+    fn session(
+        &self,
+        inner: ort::session::Session,
+        path: &Path,
+        traits: Traits<'_>,
+        profile: Option<TempDir>,
+    ) -> Session {
+        let device = self.setup.cuda().map(|options| options.device);
+        let place = Place { path: path.into(), device, freed: cpu::freed(&self.setup, traits) };
         Session::new(inner, place, self.interrupt.clone(), profile)
     }
 
@@ -312,7 +325,8 @@ impl Runtime {
         }
         if on_cpu {
             // With a GPU, naming the processor would contradict that nothing may fall back to it.
-            list.push(CPU::default().with_arena_allocator(cpu::keeps_memory(&self.setup, traits.layout)).build());
+            let keeps = cpu::freed(&self.setup, traits) != Freed::GivenBack;
+            list.push(CPU::default().with_arena_allocator(keeps).build());
         }
         let mut builder = ort::session::Session::builder(&self.environment)?
             .with_optimization_level(cpu::optimization(traits.layout))?

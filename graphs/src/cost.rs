@@ -3,6 +3,7 @@
 //! The graph is the one that runs, after [`Lower`](crate::pass::Lower). Sizes it leaves open are given as [`Sizes`]. Nothing is
 //! built in that was not read off the nodes but what ONNX Runtime's CPU kernels take for themselves (`kernels.rs`).
 
+mod arena;
 mod kernels;
 mod made;
 mod memory;
@@ -43,6 +44,25 @@ pub enum Layout {
     Widened,
 }
 
+/// What ONNX Runtime keeps on a processor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Keep {
+    /// How it keeps weights.
+    pub weights: Layout,
+    /// Whether the memory of tensors that are done waits for those to come, in an arena.
+    pub freed: bool,
+}
+
+impl Layout {
+    /// Whether a session that keeps the weights of a graph so keeps what its runs free, too. Memory fetched anew is cleared by
+    /// the system first: an eighth of the time where linear layers are quantized. Where they are not it is next to nothing,
+    /// and what widened weights take would be kept. Graphs of convolutions would keep too much.
+    #[must_use]
+    pub fn keeps_freed(self, convolves: bool) -> bool {
+        self == Self::Widened || self == Self::Packed && !convolves
+    }
+}
+
 /// What a graph costs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Cost {
@@ -70,13 +90,14 @@ pub struct NodeCost {
 }
 
 impl Cost {
-    /// What the lowered `graph` costs in one run with these sizes, on so many threads, with weights kept as `layout` says.
+    /// What the lowered `graph` costs in one run with these sizes, on so many threads.
     ///
     /// # Errors
     /// A size that has no number, or a graph that was not lowered.
-    pub fn of(graph: &Graph, sizes: &Sizes, threads: usize, layout: Layout) -> Result<Self, CostError> {
+    pub fn of(graph: &Graph, sizes: &Sizes, threads: usize, keep: Keep) -> Result<Self, CostError> {
         let (nodes, values) = (graph.nodes(), graph.values());
         let (live, threads) = (graph.live(), threads as u64);
+        let layout = keep.weights;
         let mut made = if layout == Layout::Widened { Made::of_weights(graph) } else { Made::nothing(graph) };
         let mut order = Entries::in_file(graph).executed();
         order.retain(|&entry| !made.has_made(entry));
@@ -84,7 +105,7 @@ impl Cost {
         let mut scratch = vec![];
         for entry in &order {
             let &Entry::Node(number) = entry else {
-                scratch.push(0);
+                scratch.push(vec![]);
                 continue;
             };
             let node = &nodes[number];
@@ -101,8 +122,8 @@ impl Cost {
         });
         let weights = weights.sum();
         let mut run = memory::peak(graph, &order, &scratch, sizes)?;
-        if layout == Layout::Widened {
-            made::add_gaps(&mut run);
+        if keep.freed {
+            run.keep(memory::kept(graph, &order, &scratch, sizes)?);
         }
         let (packed, loading) = made.kept(graph, sizes)?;
         // While a weight is arranged it is there twice.

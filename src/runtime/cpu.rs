@@ -42,8 +42,22 @@ pub(super) fn disabled(layout: Layout) -> &'static str {
     if layout == Layout::Widened { ALL_BUT_FOLDING } else { COPYING }
 }
 
-/// Whether memory of a run that is free waits for the next tensor. Fetching it anew takes a twentieth of the transformer's time, which
-/// whoever gives four bytes a parameter for speed wants back; elsewhere it would hold what widened weights of all sizes took.
-pub(super) fn keeps_memory(setup: &Setup, layout: Layout) -> bool {
-    layout == Layout::Widened || matches!(setup, Setup::Cpu(CpuOptions { arena: true, .. }))
+/// How long memory that is free waits for the next tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Freed {
+    /// It goes back to the system.
+    GivenBack,
+    /// To the end of the run: several graphs may be loaded, and one that does not run needs none.
+    KeptInARun,
+    /// As long as the graph is loaded.
+    Kept,
+}
+
+/// How long a session for such a graph keeps what is free.
+pub(super) fn freed(setup: &Setup, traits: Traits<'_>) -> Freed {
+    match setup {
+        Setup::Cpu(_) if traits.layout.keeps_freed(traits.convolves) => Freed::Kept,
+        Setup::Cpu(CpuOptions { arena: true, .. }) => Freed::KeptInARun,
+        _ => Freed::GivenBack,
+    }
 }

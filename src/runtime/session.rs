@@ -10,6 +10,7 @@ use ort::session::{NoSelectedOutputs, RunOptions, SessionInputValue};
 use ort::value::{DynValue, TensorRef};
 use tempfile::TempDir;
 
+use super::cpu::Freed;
 use super::error::{is_memory, line};
 use super::{DeviceError, Interrupt, NodeRun, Runs, RuntimeError, profile};
 
@@ -33,6 +34,8 @@ pub(super) struct Place {
     pub path: PathBuf,
     /// The GPU it runs on, if it does.
     pub device: Option<u32>,
+    /// What becomes of memory on the processor.
+    pub freed: Freed,
 }
 
 impl Place {
@@ -93,7 +96,8 @@ impl Session {
     /// # Errors
     /// Inputs that do not fit, a failure in ONNX Runtime, or an interrupt.
     pub fn run(&mut self, inputs: &[(&str, Input<'_>)]) -> Result<Outputs, RuntimeError> {
-        let values = self.timed(|session, runs| run(session, &runs.other, inputs))?;
+        let freed = self.place.freed;
+        let values = self.timed(|session, runs| run(session, runs.freeing(freed), inputs))?;
         Ok(Outputs { values, path: self.place.path.clone() })
     }
 

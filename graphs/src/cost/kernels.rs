@@ -75,13 +75,13 @@ impl Call<'_> {
         2 * q.axis(0) * q.axis(1) * k.axis(1) * (q.last() + v.last())
     }
 
-    /// Bytes that ONNX Runtime's CPU kernel takes while it runs, beside what it reads and makes.
-    pub fn scratch(&self, threads: u64) -> u64 {
+    /// Bytes of each buffer that ONNX Runtime's CPU kernel takes while it runs, beside what it reads and makes.
+    pub fn scratch(&self, threads: u64) -> Vec<u64> {
         match self.op.name {
             // Queries, keys and values are brought head by head.
             "MultiHeadAttention" => {
-                let heads: u64 = (0..3).filter_map(|i| self.input(i)).map(Known::bytes).sum();
-                heads + if self.input(5).is_some() { self.scores() } else { threads * ATTENTION_BLOCK }
+                let rest = if self.input(5).is_some() { self.scores() } else { threads * ATTENTION_BLOCK };
+                (0..3).filter_map(|i| self.input(i)).map(Known::bytes).chain([rest]).collect()
             }
             // `ExpandThenGemm` where there are fewer pixels than channels, else blocks of it for each thread.
             "Conv" => {
@@ -93,20 +93,20 @@ impl Call<'_> {
                     (_, true) => pixels * self.per_channel(1),
                     _ => threads * CONV_BLOCK,
                 };
-                4 * numbers
+                vec![4 * numbers]
             }
             // Pixels by channels, before and after; sums in 32 bits; and every pixel's neighbourhood.
             "QLinearConv" => {
                 let x = self.input(0).map_or(0, Known::elements);
                 let y = self.outputs.first();
                 let neighbourhoods = y.map_or(0, |y| y.elements() / y.axis(1).max(1)) * self.per_channel(3);
-                x + 5 * self.made() + neighbourhoods
+                vec![x, self.made(), 4 * self.made(), neighbourhoods]
             }
             // A half of each sum with the bias waits for the other half.
-            "FastGelu" if self.input(1).is_some() => 4 * self.made(),
+            "FastGelu" if self.input(1).is_some() => vec![4 * self.made()],
             // Features in eight bits, with a scale for each block.
-            "MatMulNBits" => self.input(0).map_or(0, Known::elements) * 5 / 4,
-            _ => 0,
+            "MatMulNBits" => vec![self.input(0).map_or(0, Known::elements) * 5 / 4],
+            _ => vec![],
         }
     }
 

@@ -4,19 +4,6 @@ use super::{CostError, Held, Peak, Sizes, elements};
 use crate::graph::{Graph, Node, Source};
 use crate::onnx::order::Entry;
 
-/// Sessions that keep weights widened keep what runs free, too, and their next tensors leave gaps in it: one byte for so many in use,
-/// which lies between what was found, none (1,506 tokens) and a half (5,626).
-const GAPS: u64 = 4;
-
-/// Add the gaps between what is held.
-pub(super) fn add_gaps(peak: &mut Peak) {
-    let bytes = peak.bytes / GAPS;
-    peak.bytes += bytes;
-    let held = Held { what: "gaps between these".into(), is_input: false, is_output: false, bytes };
-    let place = peak.held.partition_point(|other| other.bytes > bytes);
-    peak.held.insert(place, held);
-}
-
 /// The copies of weights.
 pub(super) struct Made {
     /// Nodes that read nothing but weights and constants, and so ran when the graph was loaded.

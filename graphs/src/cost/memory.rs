@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 
+use super::arena::Arena;
 use super::{CostError, Sizes};
 use crate::graph::{Graph, Source};
 use crate::onnx::order::{Entry, read_by};
@@ -22,6 +23,18 @@ pub struct Peak {
     pub at: String,
     /// What is held, the largest first.
     pub held: Vec<Held>,
+}
+
+impl Peak {
+    /// An arena takes so many bytes for all but what the graph is fed with: those not in use are gaps.
+    pub(super) fn keep(&mut self, bytes: u64) {
+        let fed: u64 = self.held.iter().filter(|held| held.is_input).map(|held| held.bytes).sum();
+        let gaps = (fed + bytes).saturating_sub(self.bytes);
+        self.bytes += gaps;
+        let held = Held { what: "gaps between these".into(), is_input: false, is_output: false, bytes: gaps };
+        let place = self.held.partition_point(|other| other.bytes > gaps);
+        self.held.insert(place, held);
+    }
 }
 
 /// Memory that is held.
@@ -101,45 +114,97 @@ impl Buffers {
     }
 }
 
-/// The peak of a run of `order`, of which each entry takes `scratch` while it runs.
-pub(super) fn peak(graph: &Graph, order: &[Entry], scratch: &[u64], sizes: &Sizes) -> Result<Peak, CostError> {
-    let (nodes, values, outputs) = (graph.nodes(), graph.values(), graph.outputs());
-    let is_kept = |value: usize| outputs.iter().any(|output| output.value == value);
-    let bytes = |value: usize| sizes.bytes(&values[value].r#type);
-    let buffers = Buffers::assign(graph, order);
-    let (owner, mut uses) = (buffers.owner, buffers.uses);
+/// What happens to memory in a run.
+enum Event {
+    /// A buffer is made.
+    Made(Buffer, u64),
+    /// The entry at this place in the order runs.
+    Runs(usize),
+    /// A buffer is given back.
+    Free(Buffer),
+}
 
-    let mut held = BTreeMap::new();
-    for &input in graph.inputs().iter() {
-        held.insert(Buffer::Value(input), bytes(input)?);
-    }
-    let mut total: u64 = held.values().sum();
-    let mut most = (total, None, held.clone());
+/// Go through a run of `order` and tell what happens.
+fn walk(graph: &Graph, order: &[Entry], sizes: &Sizes, mut tell: impl FnMut(Event)) -> Result<(), CostError> {
+    let (nodes, values, outputs) = (graph.nodes(), graph.values(), graph.outputs());
+    let Buffers { owner, mut uses } = Buffers::assign(graph, order);
     for (place, &entry) in order.iter().enumerate() {
         let made = match entry {
             Entry::Copy(output) => vec![(Buffer::Copy(output), outputs[output].value)],
             Entry::Node(node) => {
                 let made = nodes[node].outputs.iter().filter(|&&value| owner[value] == value);
-                made.map(|&value| (Buffer::Value(value), value)).collect::<Vec<_>>()
+                made.map(|&value| (Buffer::Value(value), value)).collect()
             }
         };
         for (buffer, value) in made {
-            let bytes = bytes(value)?;
-            held.insert(buffer, bytes);
-            total += bytes;
+            tell(Event::Made(buffer, sizes.bytes(&values[value].r#type)?));
         }
-        if total + scratch[place] > most.0 {
-            most = (total + scratch[place], Some(place), held.clone());
-        }
+        tell(Event::Runs(place));
         let read = read_by(graph, entry).into_iter().map(|value| owner[value]);
         let read: Vec<_> = read.inspect(|&value| uses[value] -= 1).collect();
         let made = if let Entry::Node(node) = entry { nodes[node].outputs.clone() } else { vec![] };
         for value in read.into_iter().chain(made) {
             if uses[owner[value]] == 0 {
-                total -= held.remove(&Buffer::Value(owner[value])).unwrap_or(0);
+                tell(Event::Free(Buffer::Value(owner[value])));
             }
         }
     }
+    Ok(())
+}
+
+/// Bytes that an arena takes for what runs of `order` make, the buffers `scratch` of each entry with them: of two, as the
+/// second one finds its memory in other pieces.
+pub(super) fn kept(graph: &Graph, order: &[Entry], scratch: &[Vec<u64>], sizes: &Sizes) -> Result<u64, CostError> {
+    let mut arena = Arena::default();
+    for _ in 0..2 {
+        let mut held = BTreeMap::new();
+        walk(graph, order, sizes, |event| match event {
+            Event::Made(buffer, bytes) => {
+                held.insert(buffer, arena.take(bytes));
+            }
+            Event::Runs(entry) => {
+                let own: Vec<_> = scratch[entry].iter().filter_map(|&bytes| arena.take(bytes)).collect();
+                for place in own {
+                    arena.give_back(place);
+                }
+            }
+            Event::Free(buffer) => {
+                if let Some(place) = held.remove(&buffer).flatten() {
+                    arena.give_back(place);
+                }
+            }
+        })?;
+        for place in held.into_values().flatten() {
+            arena.give_back(place);
+        }
+    }
+    Ok(arena.touched())
+}
+
+/// The peak of a run of `order`, of which each entry takes the buffers `scratch` for itself while it runs.
+pub(super) fn peak(graph: &Graph, order: &[Entry], scratch: &[Vec<u64>], sizes: &Sizes) -> Result<Peak, CostError> {
+    let (nodes, values, outputs) = (graph.nodes(), graph.values(), graph.outputs());
+    let is_kept = |value: usize| outputs.iter().any(|output| output.value == value);
+    let scratch: Vec<u64> = scratch.iter().map(|own| own.iter().sum()).collect();
+
+    let mut held = BTreeMap::new();
+    for &input in graph.inputs().iter() {
+        held.insert(Buffer::Value(input), sizes.bytes(&values[input].r#type)?);
+    }
+    let mut total: u64 = held.values().sum();
+    let mut most = (total, None, held.clone());
+    walk(graph, order, sizes, |event| match event {
+        Event::Made(buffer, bytes) => {
+            held.insert(buffer, bytes);
+            total += bytes;
+        }
+        Event::Runs(place) => {
+            if total + scratch[place] > most.0 {
+                most = (total + scratch[place], Some(place), held.clone());
+            }
+        }
+        Event::Free(buffer) => total -= held.remove(&buffer).unwrap_or(0),
+    })?;
 
     let name = |entry: Entry| match entry {
         Entry::Node(node) => format!("{}/{}", nodes[node].path, nodes[node].op.name()),
