@@ -6,12 +6,37 @@ use crate::op::Type;
 use crate::quantized::{Bytes, LinearForm, QuantizedConv, QuantizedLinear};
 use crate::{DType, Dim, Value, dims};
 
-/// The `uint8` that stands for zero where values are symmetric.
-const MIDDLE: u8 = 128;
 /// GELU is nowhere further below zero.
 const LEAST_GELU: f32 = 0.1701;
-/// The largest magnitude of a signed eight-bit value, the least value left unused.
-const LARGEST: f32 = 127.0;
+
+/// Where zero is among the `uint8` values of a token's features.
+#[derive(Clone, Copy, PartialEq)]
+enum Zero {
+    /// In the middle; the least value is left unused.
+    Middle,
+    /// Nearer to the least, for what GELU makes: that reaches much further up than down, and steps are 1.8 times finer so. They
+    /// are coarser only for a token whose greatest feature is below 0.7.
+    Low,
+}
+
+impl Zero {
+    fn of(features: Value<'_>) -> Self {
+        if producer(features, "FastGelu").is_some() { Self::Low } else { Self::Middle }
+    }
+
+    /// The value that stands for zero.
+    const fn value(self) -> u8 {
+        match self {
+            Self::Middle => 128,
+            Self::Low => 32,
+        }
+    }
+
+    /// How many values are above it.
+    fn above(self) -> f32 {
+        f32::from(u8::MAX - self.value())
+    }
+}
 
 impl Lower {
     /// `parameters` are the weight's parts, then a bias if there is one.
@@ -59,7 +84,7 @@ impl Lower {
         layer: &QuantizedLinear,
     ) -> Value<'g> {
         let out = x.graph;
-        let zero = byte(DType::U8, MIDDLE, flat);
+        let zero = Zero::of(flat);
         let [values, steps] = if let Some(&made) = self.tokens.get(&x.id()) {
             made.map(|id| out.value(id))
         } else {
@@ -67,13 +92,14 @@ impl Lower {
             self.tokens.insert(x.id(), made.map(Value::id));
             made
         };
+        let zero = byte(DType::U8, zero.value(), flat);
         let y = integer_product(values, [flat.scalar(1.0), zero], weight, None, layer);
         let y = binary("Mul", 14, y, steps);
         bias.map_or(y, |bias| binary("Add", 14, y, bias))
     }
 
     /// `uint8` values of `[rows, features]` and the scales `[rows, 1]` they are multiples of.
-    fn quantize_tokens<'g>(&mut self, flat: Value<'g>, zero: Value<'g>) -> [Value<'g>; 2] {
+    fn quantize_tokens<'g>(&mut self, flat: Value<'g>, zero: Zero) -> [Value<'g>; 2] {
         let out = flat.graph;
         let rows = flat.dim(0);
         let axes = out.integers(&[1], &[1]);
@@ -81,20 +107,24 @@ impl Lower {
         let reduce = |name| {
             emit("", name, 18, vec![("keepdims", Int(1))], &[Some(flat), Some(axes)], vec![column.clone()], out)[0]
         };
-        let largest = reduce("ReduceMax");
-        let least = if producer(flat, "FastGelu").is_some() {
-            flat.scalar(LEAST_GELU)
-        } else {
-            emit("", "Neg", 13, vec![], &[Some(reduce("ReduceMin"))], vec![column.clone()], out)[0]
-        };
-        // A row of zeros has a scale, too.
-        let tiny = flat.scalar(f32::MIN_POSITIVE * LARGEST);
-        let magnitude =
-            emit("", "Max", 13, vec![], &[Some(largest), Some(least), Some(tiny)], vec![column.clone()], out)[0];
-        let steps = binary("Mul", 14, magnitude, flat.scalar(1.0 / LARGEST));
+        let mut magnitudes = vec![Some(reduce("ReduceMax"))];
+        match zero {
+            Zero::Low => {
+                let reach = LEAST_GELU / f32::from(zero.value());
+                magnitudes.push(Some(flat.scalar(reach * zero.above())));
+            }
+            Zero::Middle => {
+                let least = emit("", "Neg", 13, vec![], &[Some(reduce("ReduceMin"))], vec![column.clone()], out)[0];
+                // A row of zeros has a scale, too.
+                magnitudes.extend([least, flat.scalar(f32::MIN_POSITIVE * zero.above())].map(Some));
+            }
+        }
+        let magnitude = emit("", "Max", 13, vec![], &magnitudes, vec![column.clone()], out)[0];
+        let steps = binary("Mul", 14, magnitude, flat.scalar(1.0 / zero.above()));
         let step_of_row = self.reshape(steps, std::slice::from_ref(&rows));
         let sizes = self.size(&rows, out);
         let zeros = Type::new(DType::U8, vec![rows]);
+        let zero = byte(DType::U8, zero.value(), flat);
         let zeros = emit("", "Expand", 13, vec![], &[Some(zero), Some(sizes)], vec![zeros], out)[0];
         [quantize(flat, step_of_row, zeros, Some(0)), steps]
     }
