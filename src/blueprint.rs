@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use cogvx_calibration::convs;
 use cogvx_calibration::plan::{Plan, Scheme};
 use cogvx_graphs::config::{ConfigError, DitConfig, PipelineClass, T5Config, VaeConfig};
-use cogvx_graphs::cost::{Cost, CostError, Keep, Layout, Sizes, elements};
+use cogvx_graphs::cost::{Cost, CostError, Freed, Keep, Layout, Sizes, elements};
 use cogvx_graphs::model::vae::{FRAME_CHUNK, LATENT_CHUNK, Part, first_chunk};
 use cogvx_graphs::model::{dit, t5, vae};
 use cogvx_graphs::pass::Target;
@@ -17,6 +17,7 @@ use cogvx_graphs::{BuildError, DType, Dim, Graph, VideoDims, Weights};
 
 use crate::bundle::BundleError;
 use crate::export::{Component, ExportError, ExportOptions, VideoShape, lower};
+use crate::runtime::CpuOptions;
 use crate::synth::SynthError;
 
 /// Largest video in pixels a side and in frames.
@@ -301,16 +302,19 @@ impl Blueprint {
         })
     }
 
-    /// What a run of the graph costs, on so many threads, with weights widened when it is loaded or as they are.
+    /// What a run of the graph costs, on so many threads, with these options where it runs on the processor.
     ///
     /// # Errors
     /// As [`Blueprint::lowered`].
-    pub fn cost(&self, run: Run, video: &Video, threads: usize, prepack: bool) -> Result<Cost, BlueprintError> {
+    pub fn cost(&self, run: Run, video: &Video, threads: usize, cpu: CpuOptions) -> Result<Cost, BlueprintError> {
         let (part, sizes) = self.sizes(run, video);
         let component = run.component();
-        let weights = self.layout(component, prepack);
+        let weights = self.layout(component, cpu.prepack);
         let convolves = matches!(component, Component::VaeDecoder | Component::VaeEncoder);
-        let freed = self.form.target == Target::Cpu && weights.keeps_freed(convolves);
+        let freed = match self.form.target {
+            Target::Cpu => Freed::of(weights, convolves, cpu.arenas),
+            Target::Cuda | Target::TensorRt => Freed::GivenBack,
+        };
         Ok(Cost::of(&self.lowered(component, part)?, &sizes, threads, Keep { weights, freed })?)
     }
 

@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::blueprint::{Blueprint, BlueprintError, Form, Run, Video};
 use crate::export::Component;
 use crate::pipeline::{Stage, Tiles, decoded_frames};
+use crate::runtime::{Arenas, CpuOptions};
 
 /// What a process holds before a graph runs: ONNX Runtime, the tokenizer, and what is freed but kept for the next use. Measured
 /// on Linux.
@@ -30,8 +31,8 @@ pub struct Wish {
     pub from_video: bool,
     /// Threads of ONNX Runtime.
     pub threads: usize,
-    /// Whether weights are widened once and kept, as [`CpuOptions::prepack`](crate::runtime::CpuOptions::prepack) says.
-    pub prepack: bool,
+    /// What memory is given for speed on a processor.
+    pub cpu: CpuOptions,
 }
 
 /// What a run takes.
@@ -211,7 +212,8 @@ fn too_little(stage: Stage, ways: &[Way], limit: u64, blueprint: &Blueprint, wis
         },
         way: least.map_or("", |way| way.how.words()),
         advice: match stage {
-            Stage::Text | Stage::Denoise if wish.prepack => "without `--prepack` it takes less",
+            _ if wish.cpu.arenas == Arenas::All => "without `--arena` it takes less",
+            Stage::Text | Stage::Denoise if wish.cpu.prepack => "without `--prepack` it takes less",
             Stage::Text if on_gpu => "weights in fewer bits take less",
             Stage::Text => "nothing makes it less",
             _ => "fewer frames or a smaller video take less",
@@ -242,13 +244,20 @@ struct Planner<'a> {
 
 impl Planner<'_> {
     fn cost(&self, run: Run) -> Result<Cost, BlueprintError> {
-        self.blueprint.cost(run, &self.video, self.wish.threads, self.wish.prepack)
+        self.blueprint.cost(run, &self.video, self.wish.threads, self.wish.cpu)
     }
 
     /// A way of which `costs` are runs one after the other, some of them several times, beside `more` bytes that the program holds.
     fn way(&self, how: How, costs: &[(usize, Cost)], more: u64) -> Way {
-        let most = costs.iter().map(|(_, cost)| cost).max_by_key(|cost| cost.peak.bytes);
-        let (peak, weights) = most.map(|cost| (cost.peak.clone(), cost.weights)).unwrap_or_default();
+        // Beside what a graph takes there is what another one has left.
+        let left = |of: usize| {
+            let others = costs.iter().enumerate().filter(|(other, _)| *other != of);
+            others.map(|(_, (_, cost))| cost.left).max().unwrap_or(0)
+        };
+        let taken = costs.iter().enumerate().map(|(i, (_, cost))| (cost.peak.bytes + left(i), cost));
+        let most = taken.max_by_key(|(bytes, _)| *bytes);
+        let (bytes, peak, weights) =
+            most.map(|(bytes, cost)| (bytes, cost.peak.clone(), cost.weights)).unwrap_or_default();
         // The graphs of a stage share their weights, but each kernel copies its own.
         let packed: u64 = costs.iter().map(|(_, cost)| cost.packed).sum();
         let on_cpu = self.blueprint.form().target == Target::Cpu;
@@ -256,7 +265,7 @@ impl Planner<'_> {
         Way {
             how,
             flops: costs.iter().map(|(times, cost)| *times as u64 * cost.flops()).sum(),
-            memory: peak.bytes + rest,
+            memory: bytes + rest,
             weights,
             at: peak.at,
             held: peak.held.into_iter().map(|Held { what, bytes, .. }| HeldBytes { what, bytes }).collect(),

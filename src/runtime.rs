@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use cogvx_graphs::cost::Freed;
 use ort::environment::Environment;
 use ort::ep::{ArbitrarilyConfigurableExecutionProvider, CPU, CUDA, TensorRT};
 use ort::logging::LogLevel;
@@ -22,8 +23,7 @@ use ort::session::builder::SessionBuilder;
 use ort::session::{NoSelectedOutputs, RunOptions};
 use tempfile::TempDir;
 
-pub use cpu::CpuOptions;
-use cpu::Freed;
+pub use cpu::{Arenas, CpuOptions};
 pub use cuda::CudaOptions;
 use cuda::Pairs;
 pub use error::{DeviceError, RuntimeError};

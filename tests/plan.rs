@@ -63,41 +63,26 @@ fn predictions_are_within_15_percent_of_what_runs_take() {
     let folder = fresh_folder();
     let shapes = root().join("examples/shapes-model");
     let [transformer, vae] = [(Part::Transformer, 2), (Part::Vae, 1)].map(|(p, n)| published(folder.path(), p, n));
-    let decoder = vec![Component::VaeDecoder];
-    let cases = [
-        ("the shapes model's VAE", &shapes, decoder.clone(), None, "vae-decoder", [17, 192, 256]),
-        ("2B's VAE", &vae, decoder, None, "vae-decoder", [9, 64, 64]),
-        ("two blocks of 2B", &transformer, vec![Component::Transformer], None, "transformer", [9, 240, 240]),
-        (
-            "two blocks of 2B in int8",
-            &transformer,
-            vec![Component::Transformer],
-            Some(Scheme::Int8),
-            "transformer",
-            [9, 240, 240],
-        ),
-        (
-            "two blocks of 2B in int4",
-            &transformer,
-            vec![Component::Transformer],
-            Some(Scheme::Int4Weight),
-            "transformer",
-            [9, 240, 240],
-        ),
+    let (decoder, blocks) = ("vae-decoder", "transformer");
+    let [int8, int4] = [Scheme::Int8, Scheme::Int4Weight].map(Some);
+    let (prepack, arena): (&[&str], &[&str]) = (&["--prepack"], &["--arena"]);
+    let [small, wide, square] = [[17, 192, 256], [9, 64, 64], [9, 240, 240]];
+    let cases: [(_, &PathBuf, _, _, _, &[&str]); 10] = [
+        ("the shapes model's VAE", &shapes, None, decoder, small, &[]),
+        ("the same, --arena", &shapes, None, decoder, small, arena),
+        ("2B's VAE", &vae, None, decoder, wide, &[]),
+        ("the same, --arena", &vae, None, decoder, wide, arena),
+        ("two blocks of 2B", &transformer, None, blocks, square, &[]),
+        ("the same, --arena", &transformer, None, blocks, square, arena),
+        ("two blocks of 2B in int8", &transformer, int8, blocks, square, &[]),
+        ("two blocks of 2B in int4", &transformer, int4, blocks, square, &[]),
+        // What is mapped and what is kept, each in float and in eight bits.
+        ("two blocks of 2B, prepacked", &transformer, None, blocks, square, prepack),
+        ("two blocks of 2B in int8, prepacked", &transformer, int8, blocks, square, prepack),
     ];
     let mut wrong = vec![];
-    // What is mapped and what is kept, each in float and in eight bits.
-    let prepacked: [(_, Option<Scheme>); 2] =
-        [("two blocks of 2B, prepacked", None), ("two blocks of 2B in int8, prepacked", Some(Scheme::Int8))];
-    let prepacked = prepacked.map(|(what, quantize)| {
-        (what, &transformer, vec![Component::Transformer], quantize, "transformer", [9, 240, 240], &["--prepack"][..])
-    });
-    let cases = cases.map(|(what, checkpoint, components, quantize, component, video)| {
-        (what, checkpoint, components, quantize, component, video, &[][..])
-    });
-    for (i, (what, checkpoint, components, quantize, component, video, more)) in
-        cases.into_iter().chain(prepacked).enumerate()
-    {
+    for (i, (what, checkpoint, quantize, component, video, more)) in cases.into_iter().enumerate() {
+        let components = vec![if component == decoder { Component::VaeDecoder } else { Component::Transformer }];
         let place = folder.path().join(i.to_string());
         fs::create_dir(&place).expect("a new folder");
         let (bundle, _) =

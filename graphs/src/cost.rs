@@ -49,17 +49,48 @@ pub enum Layout {
 pub struct Keep {
     /// How it keeps weights.
     pub weights: Layout,
-    /// Whether the memory of tensors that are done waits for those to come, in an arena.
-    pub freed: bool,
+    /// How long it keeps the memory of tensors that are done.
+    pub freed: Freed,
 }
 
-impl Layout {
-    /// Whether a session that keeps the weights of a graph so keeps what its runs free, too. Memory fetched anew is cleared by
-    /// the system first: an eighth of the time where linear layers are quantized. Where they are not it is next to nothing,
-    /// and what widened weights take would be kept. Graphs of convolutions would keep too much.
+/// How long memory of tensors that are done waits, in an arena, for those to come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Freed {
+    /// It goes back to the system.
+    #[default]
+    GivenBack,
+    /// To the end of the run: several graphs may be loaded, and one that does not run needs none.
+    KeptInARun,
+    /// As long as the graph is loaded.
+    Kept,
+}
+
+/// Which sessions on a processor have arenas.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Arenas {
+    /// Those that widen weights.
+    Fewest,
+    /// Those of quantized linear layers, too.
+    #[default]
+    Usual,
+    /// All.
+    All,
+}
+
+impl Freed {
+    /// How long a session keeps it that keeps weights so, of a graph of convolutions or of linear layers.
+    ///
+    /// Memory fetched anew is cleared by the system first: an eighth of the time where linear layers are quantized and videos are
+    /// small. Where they are not quantized it is next to nothing, and what widened weights take would be kept. Of convolutions it is
+    /// a quarter, but much is kept.
     #[must_use]
-    pub fn keeps_freed(self, convolves: bool) -> bool {
-        self == Self::Widened || self == Self::Packed && !convolves
+    pub fn of(weights: Layout, convolves: bool, arenas: Arenas) -> Self {
+        match (weights, arenas) {
+            (Layout::Widened, _) => Self::Kept,
+            (Layout::Packed, Arenas::Usual | Arenas::All) if !convolves => Self::Kept,
+            (_, Arenas::All) => Self::KeptInARun,
+            _ => Self::GivenBack,
+        }
     }
 }
 
@@ -74,6 +105,8 @@ pub struct Cost {
     pub weights: u64,
     /// Bytes of the copies of weights that are made when the graph is loaded, and stay: none where they are used as they are mapped.
     pub packed: u64,
+    /// Bytes that are kept after a run together with what the graph hands to the next one.
+    pub left: u64,
 }
 
 /// What a node costs.
@@ -122,13 +155,16 @@ impl Cost {
         });
         let weights = weights.sum();
         let mut run = memory::peak(graph, &order, &scratch, sizes)?;
-        if keep.freed {
-            run.keep(memory::kept(graph, &order, &scratch, sizes)?);
+        let mut left = 0;
+        if keep.freed != Freed::GivenBack {
+            let most;
+            (most, left) = memory::kept(graph, &order, &scratch, sizes, keep.freed)?;
+            run.keep(most);
         }
         let (packed, loading) = made.kept(graph, sizes)?;
         // While a weight is arranged it is there twice.
         let peak = if loading.bytes > run.bytes { loading } else { run };
-        Ok(Self { nodes: costs, peak, weights, packed })
+        Ok(Self { nodes: costs, peak, weights, packed, left })
     }
 
     /// Operations of all nodes.

@@ -74,7 +74,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     if args.store && !is_bundle(&args.bundle) {
         bail!("`--store`: expected a bundle, found `{}`", args.bundle.display());
     }
-    let gpu = args.gpu.or_on(args.cpu);
+    let gpu = args.gpu.or_on(args.cpu.options());
     if let Some(against) = &args.against {
         load_library(&[&args.bundle, against])?;
     }

@@ -2,21 +2,34 @@
 
 use clap::Args;
 
-use crate::runtime::CpuOptions;
+use crate::runtime::{Arenas, CpuOptions};
 
 /// How a bundle for the processor runs.
 #[derive(Args, Clone, Copy, Default)]
 pub(super) struct Cpu {
     /// Widen 16-bit weights once and keep them as the processor's kernels read them: faster, at four bytes a parameter of memory
     #[arg(long, help_heading = "Processor")]
-    pub prepack: bool,
-    /// Keep the memory of tensors that are done for those to come: the VAE decodes faster, in up to 1.7 times the memory
+    prepack: bool,
+    /// Keep the memory of tensors that are done for those to come: the VAE decodes faster, in up to 2.4 times the memory
     #[arg(long, help_heading = "Processor")]
     arena: bool,
 }
 
+/// The option that gave them, if any did.
+pub(super) fn given(options: CpuOptions) -> Option<&'static str> {
+    let given = [("prepack", options.prepack), ("arena", options.arenas == Arenas::All)];
+    given.into_iter().find_map(|(option, given)| given.then_some(option))
+}
+
 impl Cpu {
     pub fn options(self) -> CpuOptions {
-        CpuOptions { prepack: self.prepack, arena: self.arena }
+        let arenas = if self.arena { Arenas::All } else { Arenas::Usual };
+        CpuOptions { prepack: self.prepack, arenas }
+    }
+
+    /// The same where memory may be limited: then no more is kept than was asked for.
+    pub fn within(self, limit: Option<u64>) -> CpuOptions {
+        let arenas = if limit.is_some() && !self.arena { Arenas::Fewest } else { self.options().arenas };
+        CpuOptions { arenas, ..self.options() }
     }
 }

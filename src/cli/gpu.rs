@@ -3,7 +3,6 @@
 use anyhow::bail;
 use clap::{Args, ValueEnum};
 
-use super::cpu::Cpu;
 use super::memory;
 use super::progress::say;
 use crate::bundle::Manifest;
@@ -45,8 +44,8 @@ impl Gpu {
     }
 
     /// The same, with how bundles for the processor run.
-    pub fn or_on(&self, cpu: Cpu) -> Self {
-        Self { cpu: cpu.options(), ..self.clone() }
+    pub fn or_on(&self, cpu: CpuOptions) -> Self {
+        Self { cpu, ..self.clone() }
     }
 
     /// ONNX Runtime for the bundle of `manifest`.
@@ -72,8 +71,7 @@ impl Gpu {
     }
 
     fn setup(&self, target: &str) -> anyhow::Result<Setup> {
-        let of_cpus = [("prepack", self.cpu.prepack), ("arena", self.cpu.arena)];
-        if let Some((option, _)) = of_cpus.into_iter().find(|(_, given)| *given)
+        if let Some(option) = super::cpu::given(self.cpu)
             && !self.any
             && pipeline::device(target) != Device::Cpu
         {
@@ -103,6 +101,7 @@ impl Gpu {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runtime::Arenas;
 
     #[test]
     fn options_of_gpus_are_refused_for_other_bundles() {
@@ -120,7 +119,7 @@ mod tests {
     #[test]
     fn options_of_processors_are_refused_for_bundles_of_gpus_unless_they_are_only_compared_with() {
         let prepacked = CpuOptions { prepack: true, ..CpuOptions::default() };
-        let kept = CpuOptions { arena: true, ..CpuOptions::default() };
+        let kept = CpuOptions { arenas: Arenas::All, ..CpuOptions::default() };
         for (cpu, option) in [(prepacked, "prepack"), (kept, "arena")] {
             let gpu = Gpu { cpu, ..Gpu::default() };
             assert_eq!(gpu.setup("cpu").ok(), Some(Setup::Cpu(cpu)));

@@ -52,9 +52,8 @@ pub(super) struct Args {
     /// Threads of ONNX Runtime [default: one a core]
     #[arg(long, default_value_t = 0, hide_default_value = true, value_parser = super::threads())]
     threads: usize,
-    /// Weights are widened once and kept, as `cogvx run --prepack` does
-    #[arg(long)]
-    prepack: bool,
+    #[command(flatten)]
+    cpu: super::cpu::Cpu,
     /// Choose ways that take at most this, such as 8GB
     #[arg(long, value_name = "BYTES", value_parser = super::memory::parse)]
     max_memory: Option<u64>,
@@ -86,8 +85,10 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
             ..own
         })?;
     }
-    if args.prepack && blueprint.form().target != cogvx_graphs::pass::Target::Cpu {
-        bail!("`--prepack`: expected graphs for `cpu`, found those of a GPU");
+    if let Some(option) =
+        super::cpu::given(args.cpu.options()).filter(|_| blueprint.form().target != cogvx_graphs::pass::Target::Cpu)
+    {
+        bail!("`--{option}`: expected graphs for `cpu`, found those of a GPU");
     }
     let wish = Wish {
         size: args.size.asked(),
@@ -96,7 +97,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
         vae_tiling: args.vae_tiling,
         from_video: args.from_video,
         threads: threads(args.threads),
-        prepack: args.prepack,
+        cpu: args.cpu.within(args.max_memory),
     };
     let plan = Plan::new(blueprint, &wish, args.max_memory)?;
     let mut out = std::io::stdout().lock();

@@ -87,7 +87,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     let prompts = prompts::read(args.prompts.as_deref(), &[&args.against, &args.bundle])?;
     let page = args.html.as_deref().map(PageFile::create).transpose()?;
     load_library(&[&args.bundle, &args.against])?;
-    let gpu = args.gpu.or_on(args.cpu);
+    let gpu = args.gpu.or_on(args.cpu.options());
     let judged = open(&args.bundle, args.threads, &gpu)?;
     let reference = open(&args.against, args.threads, &gpu.of_another())?;
     let (judged, reference) = (&judged.pipeline, &reference.pipeline);

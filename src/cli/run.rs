@@ -58,7 +58,7 @@ pub(super) struct Args {
     ///
     /// Where it takes more than that otherwise, guidance runs the transformer twice a step, and the VAE works in tiles, which makes
     /// a slightly other video. Weights do not count: they are mapped from files.
-    #[arg(long, value_name = "BYTES", value_parser = super::memory::parse, conflicts_with = "arena")]
+    #[arg(long, value_name = "BYTES", value_parser = super::memory::parse)]
     max_memory: Option<u64>,
     /// Threads of ONNX Runtime [default: one a core]
     #[arg(long, default_value_t = 0, hide_default_value = true, value_parser = super::threads())]
@@ -98,7 +98,7 @@ fn run_one(args: &Args) -> anyhow::Result<Answer> {
     if let Some(path) = state.filter(|path| same_place(path, &args.output)) {
         bail!("`{}`: expected another file than the video's", path.display());
     }
-    let opened = open(&args.bundle, args.threads, &args.gpu.or_on(args.cpu))?;
+    let opened = open(&args.bundle, args.threads, &args.gpu.or_on(args.cpu.within(args.max_memory)))?;
     let request = limit::within(args, &opened.pipeline, args.wish.request(&opened.pipeline)?, "")?;
     let opened = prepared(opened, [request.frames, request.height, request.width])?;
     let pipeline = &opened.pipeline;

@@ -35,7 +35,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     let reference = Reference::open(&args.reference)?;
-    let opened = open(&args.bundle, args.threads, &args.gpu.or_on(args.cpu))?;
+    let opened = open(&args.bundle, args.threads, &args.gpu.or_on(args.cpu.options()))?;
     let progress = Progress::lines();
     let rows = verify(&opened.pipeline, &reference, |what| progress.message(&format!("comparing {what}")))?;
     progress.clear();

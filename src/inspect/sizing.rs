@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::blueprint::{Blueprint, Form};
 use crate::pipeline::Stage::{self, Decode, Denoise, Text};
 use crate::plan::{Plan, PlanError, Wish};
+use crate::runtime::CpuOptions;
 
 /// Memory of GPUs that are sold, in GiB.
 const GPUS: [u64; 10] = [8, 12, 16, 24, 32, 40, 48, 80, 96, 141];
@@ -49,7 +50,7 @@ pub fn sizings(blueprint: Blueprint, size: [Option<usize>; 3]) -> Result<Vec<Siz
         vae_tiling: false,
         from_video: false,
         threads: 1,
-        prepack: false,
+        cpu: CpuOptions::default(),
     };
     let mut blueprint = blueprint.widened();
     let mut sizings = vec![];

@@ -1,5 +1,7 @@
 //! How graphs run on the processor.
 
+pub use cogvx_graphs::cost::Arenas;
+use cogvx_graphs::cost::Freed;
 use ort::session::builder::GraphOptimizationLevel;
 
 use super::{Layout, Setup, Traits};
@@ -10,10 +12,10 @@ pub struct CpuOptions {
     /// Widen weights to `float32` and arrange them as the kernels read them, once, when a graph is loaded: faster, at four bytes a
     /// parameter of memory that no file backs. Graphs of convolutions are left as they are: their kernels read weights as they come.
     pub prepack: bool,
-    /// Keep the memory of tensors that are done for those to come, to the end of a run, instead of giving it back: what is fetched anew
-    /// is cleared by the system first, which takes a quarter of the time in which the VAE decodes. What is kept lies in pieces, so it
-    /// takes up to 1.7 times the memory that is in use at once.
-    pub arena: bool,
+    /// Where the memory of tensors that are done is kept for those to come instead of given back: what is fetched anew is cleared by
+    /// the system first, which takes a quarter of the time in which the VAE decodes. What is kept lies in pieces, so it takes up to
+    /// 2.4 times the memory that is in use at once.
+    pub arenas: Arenas,
 }
 
 impl CpuOptions {
@@ -42,22 +44,10 @@ pub(super) fn disabled(layout: Layout) -> &'static str {
     if layout == Layout::Widened { ALL_BUT_FOLDING } else { COPYING }
 }
 
-/// How long memory that is free waits for the next tensor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Freed {
-    /// It goes back to the system.
-    GivenBack,
-    /// To the end of the run: several graphs may be loaded, and one that does not run needs none.
-    KeptInARun,
-    /// As long as the graph is loaded.
-    Kept,
-}
-
-/// How long a session for such a graph keeps what is free.
+/// How long a session for such a graph keeps memory that is free.
 pub(super) fn freed(setup: &Setup, traits: Traits<'_>) -> Freed {
     match setup {
-        Setup::Cpu(_) if traits.layout.keeps_freed(traits.convolves) => Freed::Kept,
-        Setup::Cpu(CpuOptions { arena: true, .. }) => Freed::KeptInARun,
+        Setup::Cpu(options) => Freed::of(traits.layout, traits.convolves, options.arenas),
         _ => Freed::GivenBack,
     }
 }

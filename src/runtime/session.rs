@@ -4,13 +4,13 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use cogvx_graphs::cost::Freed;
 use ndarray::{ArrayD, ArrayViewD};
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::{NoSelectedOutputs, RunOptions, SessionInputValue};
 use ort::value::{DynValue, TensorRef};
 use tempfile::TempDir;
 
-use super::cpu::Freed;
 use super::error::{is_memory, line};
 use super::{DeviceError, Interrupt, NodeRun, Runs, RuntimeError, profile};
 

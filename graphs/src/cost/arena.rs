@@ -8,6 +8,8 @@
 const UNIT: u64 = 256;
 /// The first region, and the largest one that is fetched unasked.
 const REGION: [u64; 2] = [1 << 20, 1 << 30];
+/// The first region after some were given back.
+const AFTER_SHRINKING: u64 = 2 << 20;
 /// A piece is cut if so much would be left, or as much as is wanted.
 const LARGEST_REST: u64 = 128 << 20;
 
@@ -74,6 +76,14 @@ impl Arena {
         }
     }
 
+    /// Give regions back to the system of which nothing is handed out, but for the first one.
+    pub fn shrink(&mut self) {
+        for region in self.regions.iter_mut().skip(1).filter(|region| region.pieces.iter().all(|piece| piece.is_free)) {
+            *region = Region { pieces: vec![], touched: 0 };
+        }
+        self.next = AFTER_SHRINKING;
+    }
+
     /// Bytes that were ever written to.
     pub fn touched(&self) -> u64 {
         self.regions.iter().map(|region| region.touched).sum()
@@ -132,6 +142,20 @@ mod tests {
         arena.give_back(c);
         assert_eq!(take(&mut arena, 4), b, "neighbours are joined");
         assert_eq!(arena.touched(), 7 * MIB);
+    }
+
+    #[test]
+    fn regions_without_anything_in_them_go_back() {
+        let mut arena = Arena::default();
+        let places = [1, 4, 16].map(|mib| take(&mut arena, mib));
+        places[..2].iter().for_each(|&place| arena.give_back(place));
+        arena.shrink();
+        assert_eq!(arena.touched(), 17 * MIB, "the first one stays, and the one in use");
+        assert_eq!(take(&mut arena, 2), Place { region: 3, at: 0 });
+        assert_eq!(arena.regions[3].pieces[0].bytes, 2 * MIB);
+        arena.give_back(places[2]);
+        arena.shrink();
+        assert_eq!(arena.touched(), 3 * MIB);
     }
 
     #[test]

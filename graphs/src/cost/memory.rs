@@ -8,8 +8,8 @@
 
 use std::collections::BTreeMap;
 
-use super::arena::Arena;
-use super::{CostError, Sizes};
+use super::arena::{Arena, Place};
+use super::{CostError, Freed, Sizes};
 use crate::graph::{Graph, Source};
 use crate::onnx::order::{Entry, read_by};
 use crate::op::Op;
@@ -26,9 +26,10 @@ pub struct Peak {
 }
 
 impl Peak {
-    /// An arena takes so many bytes for all but what the graph is fed with: those not in use are gaps.
+    /// An arena takes so many bytes for all but what the graph is fed with from outside: those not in use are gaps.
     pub(super) fn keep(&mut self, bytes: u64) {
-        let fed: u64 = self.held.iter().filter(|held| held.is_input).map(|held| held.bytes).sum();
+        let is_fed = |held: &&Held| held.is_input && !held.what.ends_with(PAST);
+        let fed: u64 = self.held.iter().filter(is_fed).map(|held| held.bytes).sum();
         let gaps = (fed + bytes).saturating_sub(self.bytes);
         self.bytes += gaps;
         let held = Held { what: "gaps between these".into(), is_input: false, is_output: false, bytes: gaps };
@@ -152,11 +153,24 @@ fn walk(graph: &Graph, order: &[Entry], sizes: &Sizes, mut tell: impl FnMut(Even
     Ok(())
 }
 
-/// Bytes that an arena takes for what runs of `order` make, the buffers `scratch` of each entry with them: of two, as the
-/// second one finds its memory in other pieces.
-pub(super) fn kept(graph: &Graph, order: &[Entry], scratch: &[Vec<u64>], sizes: &Sizes) -> Result<u64, CostError> {
-    let mut arena = Arena::default();
-    for _ in 0..2 {
+/// Outputs that the next run is fed with, and what they are called there.
+const CACHE: &str = ".cache";
+const PAST: &str = ".past";
+/// After so many runs an arena has found the memory that it needs.
+const RUNS: usize = 3;
+
+/// The most bytes that an arena takes for what runs of `order` make, the buffers `scratch` of each entry with them; and what is kept
+/// after one together with what the next one is fed with.
+pub(super) fn kept(
+    graph: &Graph,
+    order: &[Entry],
+    scratch: &[Vec<u64>],
+    sizes: &Sizes,
+    freed: Freed,
+) -> Result<(u64, u64), CostError> {
+    let (mut arena, mut most, mut left) = (Arena::default(), 0, 0);
+    let mut fed: Vec<Place> = vec![];
+    for _ in 0..RUNS {
         let mut held = BTreeMap::new();
         walk(graph, order, sizes, |event| match event {
             Event::Made(buffer, bytes) => {
@@ -174,11 +188,36 @@ pub(super) fn kept(graph: &Graph, order: &[Entry], scratch: &[Vec<u64>], sizes: 
                 }
             }
         })?;
-        for place in held.into_values().flatten() {
+        most = most.max(arena.touched());
+        if freed == Freed::KeptInARun {
+            arena.shrink();
+            left = arena.touched();
+        }
+        for place in fed.drain(..) {
             arena.give_back(place);
         }
+        for (buffer, place) in held {
+            let Some(place) = place else { continue };
+            let is_fed = |name: &str| name.ends_with(CACHE);
+            let goes_on = match buffer {
+                Buffer::Copy(output) => is_fed(&graph.outputs()[output].name),
+                Buffer::Value(value) => graph.outputs().iter().any(|o| o.value == value && is_fed(&o.name)),
+            };
+            if goes_on { fed.push(place) } else { arena.give_back(place) }
+        }
+        if graph.inputs().iter().all(|&input| !is_past(graph, input)) {
+            // Nothing of it is there any more when this graph runs again.
+            for place in fed.drain(..) {
+                arena.give_back(place);
+            }
+        }
     }
-    Ok(arena.touched())
+    Ok((most, left))
+}
+
+/// Whether an input is what a run before has left.
+fn is_past(graph: &Graph, input: usize) -> bool {
+    matches!(&graph.values()[input].source, Source::Input { name, .. } if name.ends_with(PAST))
 }
 
 /// The peak of a run of `order`, of which each entry takes the buffers `scratch` for itself while it runs.

@@ -1,4 +1,4 @@
-use super::{Cost, CostError, Held, Keep, Layout, Sizes};
+use super::{Arenas, Cost, CostError, Freed, Held, Keep, Layout, Sizes};
 use crate::graph::Weight;
 use crate::pass::{self, Lower, Precision, Target};
 use crate::{DType, Dim, Graph, Value, dims};
@@ -15,7 +15,7 @@ fn cost(graph: &Graph, sizes: &[(&'static str, usize)]) -> Cost {
 }
 
 fn kept(graph: &Graph, sizes: &[(&'static str, usize)], layout: Layout) -> Cost {
-    let keep = Keep { weights: layout, freed: layout.keeps_freed(false) };
+    let keep = Keep { weights: layout, freed: Freed::of(layout, false, Arenas::Usual) };
     Cost::of(graph, &Sizes::new(sizes.iter().copied()), 1, keep).expect("all sizes are known")
 }
 

@@ -23,7 +23,7 @@ pub(super) fn within(args: &Args, pipeline: &Pipeline, request: Request, of: &st
         vae_tiling: request.vae_tiling,
         from_video: matches!(request.start, Start::Video { .. }),
         threads: threads(args.threads),
-        prepack: args.cpu.prepack,
+        cpu: args.cpu.within(args.max_memory),
     };
     let plan = Plan::new(blueprint, &wish, Some(limit))?;
     let mut chosen = vec![];
