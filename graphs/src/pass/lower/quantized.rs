@@ -20,8 +20,9 @@ enum Zero {
 }
 
 impl Zero {
-    fn of(features: Value<'_>) -> Self {
-        if producer(features, "FastGelu").is_some() { Self::Low } else { Self::Middle }
+    /// For features, as they are and in rows.
+    fn of(features: [Value<'_>; 2]) -> Self {
+        if features.iter().any(|x| producer(*x, "FastGelu").is_some()) { Self::Low } else { Self::Middle }
     }
 
     /// The value that stands for zero.
@@ -84,7 +85,7 @@ impl Lower {
         layer: &QuantizedLinear,
     ) -> Value<'g> {
         let out = x.graph;
-        let zero = Zero::of(flat);
+        let zero = Zero::of([x, flat]);
         let [values, steps] = if let Some(&made) = self.tokens.get(&x.id()) {
             made.map(|id| out.value(id))
         } else {
