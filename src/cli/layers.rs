@@ -65,6 +65,9 @@ pub(super) struct Layers {
     /// Without it, size comes before speed.
     #[arg(long, value_name = "BUNDLE", requires = "quantize")]
     verdict: Option<PathBuf>,
+    /// Start from this image where `--quantize SCHEME:auto` runs an image-to-video model; of several, runs take one after the other
+    #[arg(long, requires = "quantize")]
+    image: Vec<PathBuf>,
 }
 
 impl Layers {
@@ -76,6 +79,10 @@ impl Layers {
         options: &ExportOptions,
     ) -> anyhow::Result<LayerChoice> {
         let scheme = asked.scheme.scheme();
+        if let Some(image) = self.image.first().filter(|_| !asked.auto) {
+            let (scheme, image) = (scheme.name(), image.display());
+            bail!("`--image`: expected `--quantize {scheme}{AUTO}`, which runs the model, found `{image}` without it");
+        }
         let mut kept = self.keep_float.clone();
         match (&self.sensitivity, self.max_loss, asked.auto) {
             (Some(file), _, true) => bail!(
@@ -87,7 +94,9 @@ impl Layers {
                 let of = [scheme.name(), &fingerprint(checkpoint, &options.loras)?];
                 kept.extend(read_ranking(file, of)?.kept(most));
             }
-            (None, Some(most), true) => kept.extend(sensitivity::by_default(checkpoint, options)?.kept(most)),
+            (None, Some(most), true) => {
+                kept.extend(sensitivity::by_default(checkpoint, options, &self.image)?.kept(most));
+            }
             (None, None, true) => {
                 bail!("`--quantize {}{AUTO}`: expected `--max-loss X`, found none", scheme.name())
             }
