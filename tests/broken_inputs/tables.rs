@@ -376,6 +376,19 @@ fn schemes_that_cannot_be_are_refused_with_one_that_can() {
             "`BUNDLE`: expected a verdict, found none: `cogvx bench BUNDLE --against FLOAT --store` makes one",
         ),
         refused(
+            "speed on a machine of another kind",
+            "cogvx-export CKPT -o OUT --quantize int8-weight --target cuda --prefer speed",
+            intact,
+            "`--prefer speed`: expected the target `cpu`, which is measured here, found `cuda`: on a machine with a GPU \
+             `cogvx bench BUNDLE --against FLOAT --store` measures, and `--verdict BUNDLE` takes what it finds",
+        ),
+        refused(
+            "speed, and a verdict of before",
+            "cogvx-export CKPT -o OUT --quantize int8 --prefer speed --verdict BUNDLE",
+            intact,
+            "the argument '--prefer <PREFER>' cannot be used with '--verdict <BUNDLE>'",
+        ),
+        refused(
             "a verdict that is none",
             "cogvx-export CKPT -o OUT --quantize int8 --verdict BUNDLE",
             |s| {
