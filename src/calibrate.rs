@@ -10,7 +10,7 @@ use cogvx_calibration::table::{Run, Table, TableError};
 use ndarray::ArrayD;
 
 use crate::pending;
-use crate::pipeline::{Observer, Pipeline, PipelineError};
+use crate::pipeline::{Observer, Pipeline, PipelineError, Prompt};
 use crate::runtime::Outputs;
 
 pub use fingerprint::{FingerprintError, fingerprint, vae_fingerprint};
@@ -27,21 +27,21 @@ pub struct Keep {
     pub rows: usize,
 }
 
-/// Take what a run of `pipeline`, whose graphs were exported to be observed, shows into `table`. `step` is told each step and
-/// how many there are.
+/// Take what a run of `pipeline`, whose graphs were exported to be observed, shows into `table`. The image that it starts from, if
+/// it does, is the file `image`. `step` is told each step and how many there are.
 ///
 /// # Errors
-/// A request the model cannot fulfil, a failure of the runtime, or an interrupt; the table then holds a part of the run.
+/// A request the model cannot fulfil, an image that cannot be read, a failure of the runtime, or an interrupt; the table then holds a part of the run.
 pub fn observe(
     pipeline: &Pipeline,
     table: &mut Table,
-    run: &Run,
+    (run, image): (&Run, Option<&Path>),
     keep: Keep,
     step: impl FnMut(usize, usize),
 ) -> Result<(), PipelineError> {
-    let mut request = pipeline.request(&run.prompt)?;
+    let prompt = Prompt { text: run.prompt.clone(), image: image.map(Path::to_path_buf) };
+    let mut request = pipeline.request_of(&prompt, run.size.map(Some))?;
     (request.seed, request.steps, request.guidance) = (run.seed, run.steps, run.guidance);
-    [request.frames, request.height, request.width] = run.size;
     let mut watcher = Watcher { table, keep, step };
     if run.vae {
         pipeline.generate(&request, &mut watcher)?;

@@ -15,6 +15,7 @@ mod layers;
 mod loras;
 mod memory;
 mod plan;
+mod prefer;
 mod progress;
 mod prompts;
 mod quality;

@@ -2,6 +2,7 @@
 
 pub(crate) mod convert;
 mod error;
+mod excerpt;
 mod lora;
 mod options;
 mod quantized;
@@ -101,7 +102,10 @@ pub fn export(
     mut started: impl FnMut(&str),
 ) -> Result<Report, ExportError> {
     options.check_scheme()?;
-    let configs = read_configs(checkpoint)?;
+    let mut configs = read_configs(checkpoint)?;
+    if let Some(blocks) = options.first_blocks {
+        configs.cut(blocks);
+    }
     let sizes = Sizes::new(&configs, options)?;
     let merges = open_loras(checkpoint, options)?;
     let writer = BundleWriter::create(output, Some(checkpoint), options.overwrite)?.until(options.stop.clone());
@@ -120,7 +124,10 @@ pub fn export(
 
     for component in &options.components {
         let folder = checkpoint.join(component.checkpoint_folder());
-        let weights = Weights::open(&folder, component.stem())?;
+        let mut weights = Weights::open(&folder, component.stem())?;
+        if let Some(blocks) = options.first_blocks {
+            weights.retain(|name| excerpt::has(name, blocks));
+        }
         let mut graphs = vec![];
         for (name, part) in component.graphs() {
             started(&format!("{}/{name}", component.name()));
@@ -140,6 +147,9 @@ pub fn export(
 
     let Exporter { graphs, components, accuracy, observed, quantized, fp32_islands, .. } = bundle;
     let mut manifest = manifest(checkpoint, &configs, options, components, accuracy)?;
+    if options.first_blocks.is_some() {
+        configs.describe_cut(&mut manifest.config);
+    }
     manifest.fp32_islands.clone_from(&fp32_islands);
     let of_vae = |layer: &String| layer.starts_with(Component::VaeDecoder.name());
     manifest.vae_quantization = quantized.iter().any(of_vae).then(|| Scheme::Int8Static.name().into());
@@ -460,7 +470,7 @@ fn manifest(
         loras: options.loras.iter().map(Lora::in_manifest).collect(),
         components,
         config: config.collect::<Result<_, ExportError>>()?,
-        verdict: None,
+        verdict: options.verdict.clone(),
         fp32_islands: BTreeMap::new(),
         files: vec![],
     })

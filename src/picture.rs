@@ -48,6 +48,14 @@ pub fn image(path: &Path, size: [usize; 2]) -> Result<ArrayD<f32>, PictureError>
     Ok(prepared(&read_image(path)?, size))
 }
 
+/// The hash (BLAKE3, in hexadecimal) of the image's file at `path`, by which a table knows it.
+///
+/// # Errors
+/// No file there, or one of more than 4 GiB.
+pub fn hash(path: &Path) -> Result<String, PictureError> {
+    Ok(blake3::hash(&contents(path)?).to_hex().to_string())
+}
+
 /// The video at `path` as `[3, frames, height, width]` in -1..1: a NumPy array uint8 `[frames, height, width, 3]`, a GIF, or a
 /// folder of images in name order. Frames are resized one by one.
 ///

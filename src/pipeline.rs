@@ -3,6 +3,7 @@
 //! Each stage loads its graphs, runs and frees them before the next one starts: the peak is the largest stage.
 
 mod batch;
+mod prompt;
 mod request;
 mod resident;
 mod shortcuts;
@@ -22,12 +23,14 @@ use cogvx_graphs::config::{ConfigError, DitConfig, T5Config, VaeConfig};
 use ndarray::{Array2, ArrayD, Axis, IxDyn};
 
 use crate::bundle::{Bundle, BundleError, MANIFEST};
+use crate::picture::PictureError;
 use crate::positions::PositionsError;
 use crate::runtime::{Device, Input, Layout, Outputs, Runtime, RuntimeError, Session, Traits};
 use crate::scheduler::{SchedulerConfig, SchedulerError};
 use crate::tokenizer::{Tokenizer, TokenizerError};
 
 pub use batch::Job;
+pub use prompt::Prompt;
 pub use request::{LatentShape, Request, Start};
 pub use shortcuts::{Runs, Shortcuts};
 pub use start::Started;
@@ -60,6 +63,8 @@ pub enum PipelineError {
     Tokenizer(#[from] TokenizerError),
     #[error(transparent)]
     Positions(#[from] PositionsError),
+    #[error(transparent)]
+    Picture(#[from] PictureError),
     #[error("`{}`: expected the component `{component}`, found none: export it too", bundle.display())]
     NoComponent { bundle: PathBuf, component: &'static str },
     /// A request the model cannot fulfil.

@@ -61,7 +61,7 @@ pub fn preflight(pipeline: &Pipeline, reference: Option<&Pipeline>) -> Result<Pr
         let faults = quality::faults(pipeline, &request)?;
         return Ok(Preflight { size, faults, latent_error: None, psnr: None, limits });
     };
-    let case = Case { prompt: request.prompt.clone(), seed: request.seed };
+    let case = Case { prompt: request.prompt.clone(), image: None, seed: request.seed };
     let found = quality::compare(pipeline, reference, &request, &[case], &mut Quiet)?;
     let Some(video) = found.videos.into_iter().next() else { unreachable!("one case, one video") };
     Ok(Preflight {

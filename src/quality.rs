@@ -14,10 +14,12 @@ mod summary;
 mod tables;
 
 use std::io;
+use std::path::PathBuf;
 
 use serde::Serialize;
 
-use crate::pipeline::{Observer, Pipeline, PipelineError, Reads, Request, Shortcuts, Stage, Walk};
+use crate::picture;
+use crate::pipeline::{Observer, Pipeline, PipelineError, Reads, Request, Shortcuts, Stage, Start, Walk};
 
 pub use cost::{Cost, StageCost};
 pub use html::{About, Page};
@@ -98,6 +100,8 @@ pub trait Watch {
 pub struct Case {
     /// What it is of.
     pub prompt: String,
+    /// The image it starts from, where that is not the request's.
+    pub image: Option<PathBuf>,
     /// The noise it is made of.
     pub seed: u64,
 }
@@ -107,6 +111,9 @@ pub struct Case {
 pub struct VideoQuality {
     /// What it is of.
     pub prompt: String,
+    /// The image it starts from, where that is not the request's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<PathBuf>,
     /// The noise it is made of.
     pub seed: u64,
     /// `|judged - reference| / |reference|` of the latents after each denoising step, in the Euclidean norm; fewer steps where
@@ -183,9 +190,15 @@ pub fn compare(
     let mut costs = [CostMeter::default(), CostMeter::default()];
     let mut videos = Vec::with_capacity(cases.len());
     for (video, case) in cases.iter().enumerate() {
+        let size = [request.height, request.width];
+        let image = case.image.as_deref().map(|path| picture::image(path, size)).transpose();
+        let start = image.map_err(PipelineError::Picture)?.map(Start::Image);
         for request in [&mut request, &mut full] {
             request.prompt.clone_from(&case.prompt);
             request.seed = case.seed;
+            if let Some(start) = &start {
+                request.start.clone_from(start);
+            }
         }
         let mut recording = Recording::new().map_err(QualityError::Temporary)?;
         let mut record = |event: Event<'_>, watch: &mut dyn Watch| match event {

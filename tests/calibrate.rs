@@ -66,6 +66,35 @@ fn a_table_made_with_a_lora_is_for_exports_with_it() {
 }
 
 #[test]
+fn a_table_knows_the_images_it_has_seen() {
+    let scene = Scene::new("1.5-i2v");
+    for (name, from) in [("a.png", "1.5-i2v-even-input.png"), ("b.png", "1.5-i2v-padded-input.png")] {
+        fs::copy(scene::fixtures().join("references").join(from), scene.path(name)).expect("copied");
+    }
+    let hash = |name: &str| Some(cogvx::picture::hash(&scene.path(name)).expect("an image"));
+    let images = |name: &str| table(&scene, name).runs.into_iter().map(|run| run.image).collect::<Vec<_>>();
+    let calibrate = "cogvx calibrate CKPT --steps 1 --output";
+    done(&scene, &format!("{calibrate} TABLE --samples 3 --image a.png --image b.png"));
+    assert_eq!(images("TABLE"), [hash("a.png"), hash("b.png"), hash("a.png")]);
+    assert_ne!(hash("a.png"), hash("b.png"));
+    // The same from the lines of a file, whatever the images are called.
+    fs::copy(scene.path("a.png"), scene.path("other.png")).expect("copied");
+    let prompts: Vec<_> = table(&scene, "TABLE").runs.into_iter().map(|run| run.prompt).collect();
+    let line = |i: usize, image: &str| serde_json::json!({"prompt": prompts[i], "image": image});
+    let lines = [line(0, "other.png"), line(1, "b.png"), line(2, "a.png")].map(|line| line.to_string());
+    scene.write("PROMPTS", lines.join("\n"));
+    let seen = table(&scene, "TABLE");
+    done(&scene, &format!("{calibrate} TABLE --resume --prompts PROMPTS"));
+    assert_eq!(table(&scene, "TABLE"), seen);
+    done(&scene, &format!("{calibrate} lines --prompts PROMPTS"));
+    assert_eq!(table(&scene, "lines"), seen);
+    // Another image is something to be seen, and makes another table.
+    done(&scene, &format!("{calibrate} TABLE --resume --samples 1 --image b.png"));
+    assert_eq!(images("TABLE")[3..], [hash("b.png")]);
+    assert_ne!(table(&scene, "TABLE").places, seen.places);
+}
+
+#[test]
 fn a_table_is_readable_as_any_new_file() {
     let scene = Scene::new("2b-fp32");
     done(&scene, "cogvx calibrate CKPT --output TABLE --samples 1 --steps 1");

@@ -231,6 +231,26 @@ fn layers_that_lose_most_stay_float_by_a_ranking_or_by_themselves() {
 }
 
 #[test]
+fn image_models_are_ranked_from_images() {
+    let folder = fresh_folder();
+    let [ranking, one, other] = ["ranking.json", "one", "other"].map(|name| folder.path().join(name));
+    let checkpoint = fixture("1.5-i2v");
+    let image = fixture("references/1.5-i2v-even-input.png").display().to_string();
+    let mut command = cogvx();
+    command.arg("sensitivity").arg(&checkpoint).args(["--quantize", "int8", "--image", &image, "--output"]);
+    printed(command.arg(&ranking));
+    let ranked: Value = serde_json::from_slice(&fs::read(&ranking).expect("a ranking")).expect("JSON");
+    let budget = (0.7 * ranked["all"].as_f64().expect("a number")).to_string();
+    let all = quantized(&checkpoint, &one, &["--quantize", "int8"]);
+    let by_ranking = ["--quantize", "int8", "--max-loss", &budget, "--sensitivity", &ranking.display().to_string()];
+    let some = quantized(&checkpoint, &one, &by_ranking);
+    assert!((1..all).contains(&some), "{some} of {all}");
+    let by_itself = ["--quantize", "int8:auto", "--max-loss", &budget, "--image", &image];
+    assert_eq!(quantized(&checkpoint, &other, &by_itself), some);
+    assert_eq!(files(&one), files(&other));
+}
+
+#[test]
 fn layers_that_are_not_faster_stay_float_by_a_verdict() {
     let folder = fresh_folder();
     let [one, other] = ["one", "other"].map(|name| folder.path().join(name));
@@ -249,6 +269,38 @@ fn layers_that_are_not_faster_stay_float_by_a_verdict() {
     }
     fs::write(&path, manifest.to_string()).expect("a manifest");
     assert_eq!(quantized(&checkpoint, &other, &arguments), all - 2);
+}
+
+#[test]
+fn layers_that_were_not_faster_on_this_machine_stay_float_in_one_step() {
+    let folder = fresh_folder();
+    let [all, fast, again] = ["all", "fast", "again"].map(|name| folder.path().join(name));
+    // The second one has learned positions, of one size.
+    for checkpoint in ["2b-fp32", "5b-i2v"].map(fixture) {
+        quantized(&checkpoint, &all, &["--quantize", "int8"]);
+        let arguments = ["--quantize", "int8", "--prefer", "speed", "--overwrite", "--components", "transformer"];
+        let shown = export(&checkpoint, &fast, &arguments);
+        let manifest = cogvx::bundle::Manifest::read(&fast).expect("a bundle");
+        let verdict = manifest.verdict.expect("it keeps what was measured");
+        let rows = verdict["layers"].as_array().expect("a list");
+        let layers = ["attention q, k, v", "attention out", "feed-forward up", "feed-forward down"];
+        for group in layers {
+            let row = rows.iter().find(|row| row["group"] == group).unwrap_or_else(|| panic!("{group}: {verdict:#}"));
+            assert!(["quantize", "keep float"].contains(&row["verdict"].as_str().expect("a word")), "{row:#}");
+            assert!(shown.contains(group), "{shown}");
+        }
+        // However it came out here: what it says is what was done, as if those layers had been named.
+        let kept = cogvx::bench::kept_float(&verdict).expect("a verdict");
+        let kept = if kept.is_empty() { "none of them".to_string() } else { kept.join(",") };
+        quantized(&checkpoint, &again, &["--quantize", "int8", "--keep-float", &kept]);
+        let graph = |bundle: &Path| fs::read(bundle.join("transformer/model.onnx")).expect("a graph");
+        assert!(graph(&fast) == graph(&again), "{kept}");
+        let by_verdict = ["--quantize", "int8", "--verdict", &fast.display().to_string()];
+        quantized(&checkpoint, &again, &by_verdict);
+        assert!(graph(&fast) == graph(&again), "{kept}");
+        // Nothing is left of what was measured.
+        assert_eq!(entries(folder.path()), [&again, &all, &fast].map(Clone::clone));
+    }
 }
 
 #[cfg(unix)]

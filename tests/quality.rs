@@ -184,8 +184,12 @@ fn models_that_cannot_make_the_same_video_are_an_error() {
 fn models_that_continue_an_image_are_compared_from_one() {
     let bundle = fixture("1.5-i2v");
     let image = root().join("docs/red-circle.png").display().to_string();
-    let (code, report) = judged(&bundle, &bundle, &["--samples", "1", "--steps", "1", "--image", &image]);
-    assert_eq!((code, &report["summary"]["equal"]), (0, &1.into()), "{report:#}");
+    let other = root().join("tests/fixtures/references/1.5-i2v-even-input.png").display().to_string();
+    let arguments = ["--samples", "3", "--steps", "1", "--image", &image, "--image", &other];
+    let (code, report) = judged(&bundle, &bundle, &arguments);
+    assert_eq!((code, &report["summary"]["equal"]), (0, &3.into()), "{report:#}");
+    let images: Vec<_> = report["videos"].as_array().expect("a list").iter().map(|v| v["image"].as_str()).collect();
+    assert_eq!(images, [Some(&*image), Some(&*other), Some(&*image)]);
     // One step waits for the transformer to load.
     assert_eq!(report["judged"]["step_seconds"], Value::Null);
 }

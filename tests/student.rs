@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 
 use cogvx::export::ExportOptions;
-use cogvx::pipeline::{Observer, Pipeline, Stage};
+use cogvx::pipeline::{Observer, Pipeline, Prompt, Stage};
 use cogvx::rng::TorchGenerator;
 use cogvx::stats::Meter;
 use cogvx::student::{self, LayerChoice, Options, Report, Runs};
@@ -29,7 +29,7 @@ fn made(teacher: &Path, output: &Path, options: &Options) -> Report {
 }
 
 fn runs(prompts: &[&str], steps: usize) -> Runs {
-    let prompts = prompts.iter().map(ToString::to_string).collect();
+    let prompts = prompts.iter().map(|text| Prompt { text: text.to_string(), image: None }).collect();
     Runs { prompts, seed: 0, steps, guidance: 3.0, size: [None; 3] }
 }
 
@@ -412,11 +412,39 @@ fn parameters(checkpoint: &Path) -> usize {
 }
 
 #[test]
-fn image_models_have_students_but_are_not_run_for_them() {
+fn image_models_are_run_from_images() {
     let scene = Scene::new("1.5-i2v");
-    let said = scene.run("cogvx student CKPT --output OUT --ffn 100 --heal --steps 2");
-    assert_eq!(said.code, Some(2));
-    assert!(said.stderr.contains("found an image-to-video model"), "{}", said.stderr);
+    let image = scene::fixtures().join("references/1.5-i2v-even-input.png");
+    fs::copy(image, scene.path("in.png")).expect("copied");
+    let runs = "--image in.png --samples 2 --steps 3";
+    let said = scene.run(&format!("cogvx student CKPT --output healed --ffn 150 --heal --json {runs}"));
+    assert_eq!(said.code, Some(0), "{}", said.stderr);
+    let report: serde_json::Value = serde_json::from_str(&said.stdout).expect("JSON");
+    let [before, after] = [0, 1].map(|i| report["student"]["healed"][i].as_f64().expect("a number"));
+    assert!(after < 0.5 * before, "{before} {after}");
+
+    let said = scene.run(&format!("cogvx student CKPT --dump-targets targets {runs}"));
+    assert_eq!(said.code, Some(0), "{}", said.stderr);
+    let run = read_tensors(&scene.path("targets/run-001.safetensors"));
+    let numbers = |name: &str, step: usize| {
+        let (_, shape, bytes) = &run[name];
+        let shape = if ["text", "image_latents"].contains(&name) { shape } else { &shape[1..] };
+        let all: Vec<_> = bytes.as_chunks::<4>().0.iter().map(|x| f32::from_le_bytes(*x)).collect();
+        let size = shape.iter().product::<usize>();
+        ArrayD::from_shape_vec(IxDyn(shape), all[step * size..][..size].to_vec()).expect("as many")
+    };
+    // What the teacher predicts of latents, image and text as they were written.
+    let (bundle, _) = bundle_of(&scene.path("CKPT"), scene.root(), &ExportOptions::default());
+    let pipeline = pipeline(&bundle);
+    let image = numbers("image_latents", 0);
+    assert!(image.iter().any(|&x| x != 0.0));
+    let latents = ndarray::concatenate![ndarray::Axis(1), numbers("latents", 2), image];
+    let latents = ndarray::stack(ndarray::Axis(0), &[latents.view(), latents.view()]).expect("two");
+    let timestep = i64::from_le_bytes(run["timesteps"].2.as_chunks::<8>().0[2]);
+    let mut transformer = pipeline.transformer().expect("a transformer");
+    let found = transformer.predict(&latents, &numbers("text", 0), timestep).expect("a prediction");
+    assert!(relative(&found, &numbers("prediction", 2)) < 1e-5);
+
     let said = scene.run("cogvx student CKPT --output OUT --ffn 100 --time-embed 3");
     assert!(said.stderr.contains("which its offset embedding needs, found 3"), "{}", said.stderr);
     assert!(!scene.path("OUT").exists());

@@ -11,7 +11,7 @@
 //! `__metadata__` has `format` (`cogvx-calibration`), `version`, `checkpoint` (the fingerprint of the weights), `layers` (JSON: the
 //! place of each layer), `histograms` (JSON: width of the bins of each place), `seen` (JSON: tokens seen at each place),
 //! `values` (JSON: the least and greatest number of each value, by `<component>/<name>`, see [`crate::values`]), `runs`
-//! (JSON: what was run) and, if the VAE's decoder was seen, `vae` (the fingerprint of its weights).
+//! (JSON: what was run: see [`Run`]; images by the hash of their file) and, if the VAE's decoder was seen, `vae` (the fingerprint of its weights).
 //! What the decoder's convolutions read is in `values` as `<component>/<name>.input`.
 
 mod read;
@@ -81,6 +81,9 @@ pub struct Run {
     /// Whether the VAE decoded what came of it.
     #[serde(default)]
     pub vae: bool,
+    /// The hash (BLAKE3, in hexadecimal) of the image's file that it started from, if it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
 }
 
 impl Run {

@@ -39,6 +39,10 @@ class Targets:
         assert index["format"] == "cogvx-targets", f"{folder}: expected targets of cogvx"
         runs = [load_file(folder / run["file"]) for run in index["runs"]]
         assert all(len(run["text"]) == 2 for run in runs), "expected targets with guidance"
+        for run in runs:
+            # An image's latents stand on the channels after the latents in every step.
+            if (image := run.get("image_latents")) is not None:
+                run["latents"] = torch.cat([run["latents"], image.expand(len(run["latents"]), *image.shape)], 2)
         self.guidance = index["guidance"]
         self.text = torch.stack([run["text"] for run in runs])
         self.run = torch.tensor([i for i, run in enumerate(runs) for _ in run["timesteps"]])

@@ -149,6 +149,11 @@ impl Weights {
         Self { tensors, files: vec![file], open: Vec::new() }
     }
 
+    /// Forget all tensors but those whose names `keep` takes, as if the files had no others.
+    pub fn retain(&mut self, keep: impl Fn(&str) -> bool) {
+        self.tensors.retain(|tensor| keep(&tensor.name));
+    }
+
     /// The tensor called `name`.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&Tensor> {

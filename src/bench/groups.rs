@@ -36,11 +36,19 @@ const KINDS: [(&str, &[&str]); 13] = [
     ("VAE upsampling", &["upsamplers.0", "upsamplers.0.conv"]),
     ("VAE shortcuts", &["conv_shortcut"]),
     // Products of queries, keys and values, and what is around them.
-    ("attention itself", &["attn1", "SelfAttention"]),
+    (ATTENTION, &["attn1", "SelfAttention"]),
 ];
+
+/// The kind that has no layers of weights.
+const ATTENTION: &str = "attention itself";
 
 /// What is of no kind.
 const REST: &str = "all else";
+
+/// Whether a group is a kind of layers that can be quantized.
+pub(super) fn has_layers(name: &str) -> bool {
+    ![ATTENTION, REST].contains(&name)
+}
 
 /// What the paths of the layers of a kind end with.
 pub(super) fn ends_of(name: &str) -> Option<&'static [&'static str]> {

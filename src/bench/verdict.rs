@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 
-use super::groups::ends_of;
+use super::groups::{ends_of, has_layers};
 use super::{GroupTime, Timing, by_kind};
 
 /// Quantized layers must be this much faster to be called so: what is closer is noise.
@@ -32,7 +32,7 @@ pub struct Verdict {
     pub operators: Vec<String>,
     /// How many times faster the quantized ones are.
     pub speedup: f64,
-    /// `quantize`, `keep float` where that is not slower, or `same` where the same kernels ran.
+    /// `quantize`, `keep float` where that is not slower, or `same` where the same kernels ran or nothing can be quantized.
     pub verdict: &'static str,
 }
 
@@ -81,7 +81,7 @@ pub fn kept_float(stored: &serde_json::Value) -> Result<Vec<String>, String> {
 
 fn judge(float: &GroupTime, group: &GroupTime, speedup: f64) -> &'static str {
     let kernels = |group: &GroupTime| group.operators.iter().cloned().collect::<BTreeSet<_>>();
-    if kernels(float) == kernels(group) {
+    if kernels(float) == kernels(group) || !has_layers(&group.name) {
         "same"
     } else if speedup >= FASTER {
         "quantize"
@@ -123,7 +123,9 @@ mod tests {
             ("attn1.to_q", "MatMulIntegerToFloat", 1.0),
             ("attn1.to_q", "QuantizeLinear", 1.0),
             ("attn1.to_out.0", "MatMulNBits", 1.0),
-            ("attn1", "MultiHeadAttention", 1.0),
+            // What is around attention may differ: there is nothing to leave in float.
+            ("attn1", "MultiHeadAttention", 3.0),
+            ("attn1", "Cast", 1.0),
             ("ff.net.2", "MatMulNBits", 2.0),
         ]);
         let found: Vec<_> = verdict(&float, &quantized).into_iter().map(|v| (v.group, v.speedup, v.verdict)).collect();
@@ -131,7 +133,7 @@ mod tests {
             ("attention q, k, v", 2.0, "quantize"),
             ("attention out", 1.0, "keep float"),
             ("feed-forward down", 0.5, "keep float"),
-            ("attention itself", 2.0, "same"),
+            ("attention itself", 0.5, "same"),
         ];
         assert_eq!(found, expected.map(|(group, speedup, verdict)| (group.to_string(), speedup, verdict)));
         let stored = serde_json::json!({"layers": verdict(&float, &quantized)});

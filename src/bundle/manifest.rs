@@ -52,7 +52,7 @@ pub struct Manifest {
     /// Whatever the runtime needs to know: component configurations as JSON, by name.
     #[serde(default)]
     pub config: BTreeMap<String, Value>,
-    /// Where quantizing pays on some machine, as `cogvx bench --against --store` found it.
+    /// Where quantizing pays on some machine, as `cogvx bench --against --store` or `cogvx export --prefer speed` found it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verdict: Option<Value>,
     /// Every file but `cogvx.json` itself, in path order; the writer fills this in.

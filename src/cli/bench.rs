@@ -97,7 +97,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     }
     let loops =
         args.steps.map(|steps| time_loop(&opened.pipeline, args.size.asked(), steps, args.repeat)).transpose()?;
-    let machine = json!({"processor": processor(), "threads": args.threads, "runs": args.repeat});
+    let machine = machine(args.threads, args.repeat);
     let mut report = json!({"machine": machine, "timings": timings});
     if let Some(path) = &args.against {
         report["against"] = json!({"bundle": path, "timings": floats});
@@ -162,13 +162,19 @@ fn parts(args: &Args, opened: &Opened, float: Option<&Opened>) -> Vec<Part> {
     }
 }
 
-fn measure(opened: &Opened, part: Part, settings: Settings) -> anyhow::Result<Timing> {
+/// Time a part and show how far it is.
+pub(super) fn measure(opened: &Opened, part: Part, settings: Settings) -> anyhow::Result<Timing> {
     let progress = Progress::steps(part.name(), settings.repeat + 1);
     let timing = time(&opened.pipeline, part, settings, |run| {
         progress.step(run + 1, || format!("{}: run {run} of {}", part.name(), settings.repeat));
     });
     progress.clear();
     Ok(timing?)
+}
+
+/// What a verdict was measured on.
+pub(super) fn machine(threads: usize, repeat: usize) -> serde_json::Value {
+    json!({"processor": processor(), "threads": threads, "runs": repeat})
 }
 
 /// What the processor calls itself, where the system tells.
@@ -238,7 +244,8 @@ fn group_table(what: &str, groups: &[GroupTime]) -> comfy_table::Table {
     table
 }
 
-fn verdict_table(verdicts: &[Verdict]) -> comfy_table::Table {
+/// For each kind of layer what it takes.
+pub(super) fn verdict_table(verdicts: &[Verdict]) -> comfy_table::Table {
     let mut table = table(["component", "layers", "", "float", "kernels", "quantized", "kernels", "faster", "verdict"]);
     for v in verdicts {
         table.add_row([

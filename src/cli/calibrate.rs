@@ -9,11 +9,13 @@ use cogvx_calibration::table::{MOST_RANGES, MOST_ROWS, Run, Table};
 
 use super::loras::Loras;
 use super::progress::Progress;
+use super::prompts::Prompts;
 use super::size::Size;
-use super::{Answer, open_with, prompts};
+use super::{Answer, open_with};
 use crate::calibrate::{Keep, fingerprint, observe, save, vae_fingerprint};
 use crate::export::{ExportOptions, Lora};
-use crate::pipeline::{Pipeline, is_bundle};
+use crate::picture;
+use crate::pipeline::{Pipeline, Prompt, is_bundle};
 
 /// Rows taken at each place in each step.
 const ROWS_A_STEP: usize = 16;
@@ -23,7 +25,7 @@ const ROWS_A_STEP: usize = 16;
 /// Runs the float model on prompts and writes a table: the least and greatest number of each feature that each linear
 /// layer reads, by ranges of denoising steps, and a sample of what it reads. `cogvx export --quantize SCHEME --calibration TABLE`
 /// uses it. The table is written after each prompt; `--resume` goes on with one, and `--merge` puts tables together that were
-/// made with other prompts or seeds.
+/// made with other prompts, images or seeds.
 #[derive(ClapArgs)]
 pub(super) struct Args {
     /// The checkpoint's folder
@@ -31,9 +33,8 @@ pub(super) struct Args {
     /// The table (a safetensors file)
     #[arg(short, long)]
     output: PathBuf,
-    /// Prompts, one a line [default: CHECKPOINT/prompts.txt, or a set that comes with cogvx]
-    #[arg(long)]
-    prompts: Option<PathBuf>,
+    #[command(flatten)]
+    prompts: Prompts,
     /// How many of the prompts are run
     #[arg(long, default_value_t = 8, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
     samples: usize,
@@ -66,7 +67,7 @@ pub(super) struct Args {
     #[arg(long)]
     resume: bool,
     /// Run nothing: write what this table and the others given have seen of the checkpoint
-    #[arg(long = "merge", value_name = "TABLE", conflicts_with_all = ["prompts", "samples", "steps", "ranges"])]
+    #[arg(long = "merge", value_name = "TABLE", conflicts_with_all = ["prompts", "image", "samples", "steps", "ranges"])]
     merge: Vec<PathBuf>,
 }
 
@@ -98,8 +99,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     }
     let mut table = table.unwrap_or_else(|| Table { checkpoint, ranges: args.ranges, ..Table::default() });
     if args.merge.is_empty() {
-        let mut prompts = prompts::read(args.prompts.as_deref(), &[&args.checkpoint])?;
-        prompts.truncate(args.samples.max(1));
+        let prompts = args.prompts.first(args.samples, &[&args.checkpoint])?;
         calibrate(args, &prompts, loras, &mut table)?;
     } else {
         save(&table, &args.output)?;
@@ -124,14 +124,11 @@ fn open_table(path: &Path, checkpoint: &str) -> anyhow::Result<Table> {
 }
 
 /// Run the prompts that `table` has not seen, and write it after each.
-fn calibrate(args: &Args, prompts: &[String], loras: Vec<Lora>, table: &mut Table) -> anyhow::Result<()> {
+fn calibrate(args: &Args, prompts: &[Prompt], loras: Vec<Lora>, table: &mut Table) -> anyhow::Result<()> {
     let options = ExportOptions { observe: Some(ROWS_A_STEP), loras, ..ExportOptions::default() };
     let (opened, report) = open_with(&args.checkpoint, args.threads, options)?;
     let pipeline = &opened.pipeline;
-    if pipeline.takes_image() {
-        let path = args.checkpoint.display();
-        bail!("`{path}`: expected a model that makes videos of text alone, found an image-to-video model");
-    }
+    pipeline.check_prompts(prompts, args.size.asked())?;
     table.layers = report.observed;
     if args.vae {
         let vae = vae_fingerprint(&args.checkpoint)?;
@@ -141,12 +138,13 @@ fn calibrate(args: &Args, prompts: &[String], loras: Vec<Lora>, table: &mut Tabl
         table.vae = Some(vae);
     }
     let keep = Keep { ranges: args.ranges, rows: args.rows };
-    let runs = prompts.iter().zip(args.seed..).map(|(prompt, seed)| run_of(args, pipeline, prompt, seed));
+    let runs = prompts.iter().zip(args.seed..);
+    let runs = runs.map(|(prompt, seed)| Ok((run_of(args, pipeline, prompt, seed)?, prompt.image.as_deref())));
     let runs = runs.collect::<anyhow::Result<Vec<_>>>()?;
-    let left: Vec<_> = runs.into_iter().filter(|run| !table.runs.iter().any(|old| old.covers(run))).collect();
+    let left: Vec<_> = runs.into_iter().filter(|(run, _)| !table.runs.iter().any(|old| old.covers(run))).collect();
     let progress = Progress::steps("calibrating", left.len() * args.steps);
-    for (i, run) in left.iter().enumerate() {
-        observe(pipeline, table, run, keep, |step, steps| {
+    for (i, (run, image)) in left.iter().enumerate() {
+        observe(pipeline, table, (run, *image), keep, |step, steps| {
             progress.step(i * args.steps + step, || format!("prompt {}/{}, step {step}/{steps}", i + 1, left.len()));
         })?;
         save(table, &args.output)?;
@@ -155,9 +153,16 @@ fn calibrate(args: &Args, prompts: &[String], loras: Vec<Lora>, table: &mut Tabl
     Ok(())
 }
 
-fn run_of(args: &Args, pipeline: &Pipeline, prompt: &str, seed: u64) -> anyhow::Result<Run> {
-    let mut request = pipeline.request(prompt)?;
+fn run_of(args: &Args, pipeline: &Pipeline, prompt: &Prompt, seed: u64) -> anyhow::Result<Run> {
+    let mut request = pipeline.request(&prompt.text)?;
     args.size.apply(&mut request);
-    let size = [request.frames, request.height, request.width];
-    Ok(Run { prompt: prompt.into(), seed, steps: args.steps, guidance: args.guidance, size, vae: args.vae })
+    Ok(Run {
+        prompt: prompt.text.clone(),
+        seed,
+        steps: args.steps,
+        guidance: args.guidance,
+        size: [request.frames, request.height, request.width],
+        vae: args.vae,
+        image: prompt.image.as_deref().map(picture::hash).transpose()?,
+    })
 }

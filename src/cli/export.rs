@@ -9,13 +9,17 @@ use cogvx_calibration::plan::Scheme;
 use cogvx_graphs::DType;
 use cogvx_graphs::pass::Target as GraphTarget;
 use indicatif::HumanBytes;
+use serde::Serialize;
 
 use super::Answer;
+use super::bench::verdict_table;
 use super::layers::{Asked, Layers};
 use super::loras::Loras;
+use super::prefer::{Measured, Prefer, measured};
 use super::progress::Progress;
-use crate::bundle::WeightsMode;
-use crate::export::{Component, ExportOptions, Report, VideoShape, export};
+use crate::bench::{Verdict, kept_float};
+use crate::bundle::{BundleWriter, WeightsMode};
+use crate::export::{Component, ExportOptions, LayerChoice, Report, VideoShape, export};
 
 /// Turn a checkpoint into a bundle of ONNX graphs
 ///
@@ -138,12 +142,25 @@ enum Part {
 }
 
 impl Args {
-    fn options(&self) -> anyhow::Result<ExportOptions> {
+    /// The options, and for each kind of layer what it takes, if that was measured for them.
+    fn options(&self) -> anyhow::Result<(ExportOptions, Vec<Verdict>)> {
         let mut options = self.options_for_all_layers()?;
-        if let Some(asked) = self.quantize {
-            options.layers = self.layers.choose(asked, &self.checkpoint, &options)?;
+        let Some(asked) = self.quantize else { return Ok((options, vec![])) };
+        let measures = self.layers.prefer == Prefer::Speed;
+        if asked.auto || measures {
+            // It takes a while, and would be in vain if there were no place for the bundle.
+            BundleWriter::create(&self.output, Some(&self.checkpoint), self.overwrite)?;
         }
-        Ok(options)
+        let mut kept = self.layers.kept(asked, &self.checkpoint, &options)?;
+        options.layers = all_but(&kept);
+        if !measures {
+            return Ok((options, vec![]));
+        }
+        let Measured { verdicts, stored } = measured(&self.checkpoint, &options)?;
+        kept.extend(kept_float(&stored).map_err(anyhow::Error::msg)?);
+        options.layers = all_but(&kept);
+        options.verdict = Some(stored);
+        Ok((options, verdicts))
     }
 
     fn options_for_all_layers(&self) -> anyhow::Result<ExportOptions> {
@@ -225,6 +242,10 @@ impl Part {
     }
 }
 
+fn all_but(kept: &[String]) -> LayerChoice {
+    if kept.is_empty() { LayerChoice::All } else { LayerChoice::AllBut(kept.to_vec()) }
+}
+
 pub(super) fn parse_shape(text: &str) -> anyhow::Result<VideoShape> {
     let numbers: Option<Vec<usize>> = text.split('x').map(|n| n.parse().ok()).collect();
     match numbers.as_deref() {
@@ -233,15 +254,28 @@ pub(super) fn parse_shape(text: &str) -> anyhow::Result<VideoShape> {
     }
 }
 
+/// What is shown as JSON.
+#[derive(Serialize)]
+struct Shown<'a> {
+    #[serde(flatten)]
+    report: &'a Report,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    verdict: Option<&'a serde_json::Value>,
+}
+
 pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
-    let options = args.options()?;
+    let (options, verdicts) = args.options()?;
     let progress = Progress::lines();
     let report = export(&args.checkpoint, &args.output, &options, |graph| progress.message(graph))?;
     progress.clear();
     let mut out = std::io::stdout().lock();
     if args.json {
-        writeln!(out, "{}", serde_json::to_string_pretty(&report)?)?;
+        let shown = Shown { report: &report, verdict: options.verdict.as_ref() };
+        writeln!(out, "{}", serde_json::to_string_pretty(&shown)?)?;
     } else {
+        if !verdicts.is_empty() {
+            writeln!(out, "{}\n", verdict_table(&verdicts))?;
+        }
         write!(out, "{}", summary(&report))?;
     }
     Ok(Answer::Done)

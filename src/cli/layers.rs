@@ -9,11 +9,12 @@ use clap::{Args, ValueEnum as _};
 use cogvx_calibration::plan::Scheme;
 
 use super::export::Quantize;
+use super::prefer::Prefer;
 use super::sensitivity;
 use crate::bench::kept_float;
 use crate::bundle::Manifest;
 use crate::calibrate::fingerprint;
-use crate::export::{ExportOptions, LayerChoice};
+use crate::export::ExportOptions;
 use crate::sensitivity::Ranking;
 
 /// Largest ranking of layers, in bytes.
@@ -59,23 +60,31 @@ pub(super) struct Layers {
     /// Relative error of the latents that quantization may cost, with `--sensitivity` or `--quantize SCHEME:auto`
     #[arg(long, value_name = "X", requires = "quantize")]
     max_loss: Option<f64>,
+    /// What comes first where quantized layers are not faster than in float
+    ///
+    /// `speed` runs two blocks of the checkpoint, in float and quantized, for some seconds to minutes; the bundle keeps the verdict.
+    #[arg(long, default_value = "size", requires = "quantize")]
+    pub prefer: Prefer,
     /// Leave the layers in float that are not faster quantized, by the verdict in this bundle
     ///
-    /// The bundle is of the same scheme and target, with a verdict that `cogvx bench BUNDLE --against FLOAT --store` put there.
-    /// Without it, size comes before speed.
-    #[arg(long, value_name = "BUNDLE", requires = "quantize")]
+    /// The bundle is of the same scheme and target, with a verdict that `--prefer speed` or `cogvx bench BUNDLE --against FLOAT
+    /// --store` put there, maybe on another machine.
+    #[arg(long, value_name = "BUNDLE", requires = "quantize", conflicts_with = "prefer")]
     verdict: Option<PathBuf>,
+    /// Start from this image where `--quantize SCHEME:auto` runs an image-to-video model; of several, runs take one after the other
+    #[arg(long, requires = "quantize")]
+    image: Vec<PathBuf>,
 }
 
 impl Layers {
-    /// The layers of `checkpoint` that are quantized as `asked`; `options` are those of the export of all of them.
-    pub(super) fn choose(
-        &self,
-        asked: Asked,
-        checkpoint: &Path,
-        options: &ExportOptions,
-    ) -> anyhow::Result<LayerChoice> {
+    /// Parts of the names of the layers of `checkpoint` that stay float, where it is quantized as `asked`; `options` are those of the
+    /// export of all of them.
+    pub(super) fn kept(&self, asked: Asked, checkpoint: &Path, options: &ExportOptions) -> anyhow::Result<Vec<String>> {
         let scheme = asked.scheme.scheme();
+        if let Some(image) = self.image.first().filter(|_| !asked.auto) {
+            let (scheme, image) = (scheme.name(), image.display());
+            bail!("`--image`: expected `--quantize {scheme}{AUTO}`, which runs the model, found `{image}` without it");
+        }
         let mut kept = self.keep_float.clone();
         match (&self.sensitivity, self.max_loss, asked.auto) {
             (Some(file), _, true) => bail!(
@@ -87,7 +96,9 @@ impl Layers {
                 let of = [scheme.name(), &fingerprint(checkpoint, &options.loras)?];
                 kept.extend(read_ranking(file, of)?.kept(most));
             }
-            (None, Some(most), true) => kept.extend(sensitivity::by_default(checkpoint, options)?.kept(most)),
+            (None, Some(most), true) => {
+                kept.extend(sensitivity::by_default(checkpoint, options, &self.image)?.kept(most));
+            }
             (None, None, true) => {
                 bail!("`--quantize {}{AUTO}`: expected `--max-loss X`, found none", scheme.name())
             }
@@ -100,7 +111,7 @@ impl Layers {
         if let Some(bundle) = &self.verdict {
             kept.extend(read_verdict(bundle, scheme, options)?);
         }
-        Ok(if kept.is_empty() { LayerChoice::All } else { LayerChoice::AllBut(kept) })
+        Ok(kept)
     }
 }
 

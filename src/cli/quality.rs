@@ -8,12 +8,12 @@ use clap::Args as ClapArgs;
 use serde_json::json;
 
 use super::progress::Progress;
+use super::prompts::Prompts;
 use super::shortcuts::Shortcuts;
 use super::size::Size;
-use super::{Answer, load_library, open, prompts, unwritable};
+use super::{Answer, load_library, open, unwritable};
 use crate::pending;
-use crate::picture;
-use crate::pipeline::{Pipeline, Request, Start};
+use crate::pipeline::{Pipeline, Prompt, Request};
 use crate::quality::{
     About, Case, FramePair, Limits, Page, Quality, QualityError, Side, Table, VideoQuality, Watch, compare,
 };
@@ -35,9 +35,8 @@ pub(super) struct Args {
     /// What it is compared with: a bundle or a checkpoint, such as the one in full precision
     #[arg(long, value_name = "BUNDLE")]
     against: PathBuf,
-    /// Prompts, one a line [default: prompts.txt of a checkpoint given, or a set that comes with cogvx]
-    #[arg(long, value_name = "FILE")]
-    prompts: Option<PathBuf>,
+    #[command(flatten)]
+    prompts: Prompts,
     /// How many videos are made; beyond the last prompt it begins anew, with other seeds
     #[arg(long, default_value_t = 8, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=65536))]
     samples: usize,
@@ -50,9 +49,6 @@ pub(super) struct Args {
     /// Guidance scale; up to 1 means none
     #[arg(long, default_value_t = 6.0)]
     guidance: f64,
-    /// Start from this image (PNG, JPEG, GIF), for image-to-video models
-    #[arg(long)]
-    image: Option<PathBuf>,
     #[command(flatten)]
     size: Size,
     #[command(flatten)]
@@ -84,7 +80,7 @@ fn decibels(text: &str) -> Result<f64, String> {
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
-    let prompts = prompts::read(args.prompts.as_deref(), &[&args.against, &args.bundle])?;
+    let prompts = args.prompts.cycled(args.samples, &[&args.against, &args.bundle])?;
     let page = args.html.as_deref().map(PageFile::create).transpose()?;
     load_library(&[&args.bundle, &args.against])?;
     let gpu = args.gpu.or_on(args.cpu.options());
@@ -92,10 +88,10 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     let reference = open(&args.against, args.threads, &gpu.of_another())?;
     let (judged, reference) = (&judged.pipeline, &reference.pipeline);
     let size = size(args, judged, reference)?;
-    let request = request(args, reference, size)?;
+    let request = request(args, reference, &prompts, size)?;
     let seeds = (0..).map(|i| args.seed.wrapping_add(i));
-    let case = |(prompt, seed): (&String, u64)| Case { prompt: prompt.clone(), seed };
-    let cases: Vec<_> = prompts.iter().cycle().zip(seeds).take(args.samples).map(case).collect();
+    let case = |(prompt, seed): (Prompt, u64)| Case { prompt: prompt.text, image: prompt.image, seed };
+    let cases: Vec<_> = prompts.into_iter().zip(seeds).map(case).collect();
     let [frames, height, width] = size;
     let progress = Progress::steps("comparing", args.steps.saturating_mul(2 * cases.len()));
     let mut watcher = Watcher { progress, page, steps: args.steps, videos: cases.len(), compared: 0 };
@@ -155,16 +151,13 @@ fn size(args: &Args, judged: &Pipeline, reference: &Pipeline) -> anyhow::Result<
     Ok(expected)
 }
 
-/// What all videos have in common.
-fn request(args: &Args, pipeline: &Pipeline, size: [usize; 3]) -> anyhow::Result<Request> {
-    let [frames, height, width] = size;
-    let start = match &args.image {
-        Some(image) => Start::Image(picture::image(image, [height, width])?),
-        None => Start::Noise,
-    };
-    let (steps, guidance) = (args.steps, args.guidance);
-    let shortcuts = args.shortcuts.asked();
-    Ok(Request { steps, guidance, frames, height, width, start, shortcuts, ..pipeline.request("")? })
+/// What all videos have in common, found to be something that can be made of each of `prompts`.
+fn request(args: &Args, pipeline: &Pipeline, prompts: &[Prompt], size: [usize; 3]) -> anyhow::Result<Request> {
+    let size = size.map(Some);
+    pipeline.check_prompts(prompts, size)?;
+    let (steps, guidance, shortcuts) = (args.steps, args.guidance, args.shortcuts.asked());
+    let first = prompts.first().cloned().unwrap_or_default();
+    Ok(Request { steps, guidance, shortcuts, ..pipeline.request_of(&first, size)? })
 }
 
 fn print(quality: &Quality, settings: &str, problems: &[String]) -> io::Result<()> {

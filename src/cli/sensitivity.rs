@@ -10,11 +10,12 @@ use ndarray::ArrayD;
 use super::export::{Observer, Quantize};
 use super::loras::Loras;
 use super::progress::Progress;
+use super::prompts::Prompts;
 use super::size::Size;
-use super::{Answer, open_with, prompts};
+use super::{Answer, open_with};
 use crate::calibrate::fingerprint;
 use crate::export::{ExportOptions, LayerChoice};
-use crate::pipeline::{self, Pipeline};
+use crate::pipeline::{self, Pipeline, Prompt};
 use crate::sensitivity::{self, Ranking, rank};
 
 /// Rank layers by what quantizing them costs
@@ -49,9 +50,8 @@ pub(super) struct Args {
 /// What is run to see what quantizing does.
 #[derive(ClapArgs)]
 struct Runs {
-    /// Prompts, one a line [default: CHECKPOINT/prompts.txt, or a set that comes with cogvx]
-    #[arg(long)]
-    prompts: Option<PathBuf>,
+    #[command(flatten)]
+    prompts: Prompts,
     /// How many of the prompts are run
     #[arg(long, default_value_t = Self::default().samples)]
     samples: usize,
@@ -73,7 +73,15 @@ struct Runs {
 
 impl Default for Runs {
     fn default() -> Self {
-        Self { prompts: None, samples: 2, steps: 10, guidance: 6.0, seed: 0, size: Size::default(), threads: 0 }
+        Self {
+            prompts: Prompts::default(),
+            samples: 2,
+            steps: 10,
+            guidance: 6.0,
+            seed: 0,
+            size: Size::default(),
+            threads: 0,
+        }
     }
 }
 
@@ -108,16 +116,17 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     Ok(Answer::Done)
 }
 
-/// The ranking that `cogvx sensitivity` makes unless told otherwise, of a checkpoint that would be exported with `options`.
-pub(super) fn by_default(checkpoint: &Path, options: &ExportOptions) -> anyhow::Result<Ranking> {
-    ranked(checkpoint, options, sensitivity::By::Kind, &Runs::default())
+/// The ranking that `cogvx sensitivity` makes unless told otherwise, of a checkpoint that would be exported with `options`, from
+/// these images.
+pub(super) fn by_default(checkpoint: &Path, options: &ExportOptions, images: &[PathBuf]) -> anyhow::Result<Ranking> {
+    let runs = Runs { prompts: Prompts::of_images(images), ..Runs::default() };
+    ranked(checkpoint, options, sensitivity::By::Kind, &runs)
 }
 
 /// Rank what `options` quantize, by what the CPU computes.
 fn ranked(checkpoint: &Path, options: &ExportOptions, by: sensitivity::By, runs: &Runs) -> anyhow::Result<Ranking> {
     let scheme = options.quantize.context("a scheme")?;
-    let prompts = prompts::read(runs.prompts.as_deref(), &[checkpoint])?;
-    let prompts: Vec<_> = prompts.into_iter().take(runs.samples.max(1)).collect();
+    let prompts = runs.prompts.first(runs.samples, &[checkpoint])?;
     let float = || ExportOptions { loras: options.loras.clone(), ..ExportOptions::default() };
     let quantized = |layers| ExportOptions {
         quantize: options.quantize,
@@ -127,6 +136,7 @@ fn ranked(checkpoint: &Path, options: &ExportOptions, by: sensitivity::By, runs:
         ..float()
     };
     let (opened, _) = open_with(checkpoint, runs.threads, float())?;
+    opened.pipeline.check_prompts(&prompts, runs.size.asked())?;
     let exact = latents(runs, &opened.pipeline, &prompts)?;
     let (_, report) = super::export_aside(checkpoint, quantized(LayerChoice::All))?;
     let progress = Progress::steps("ranking", sensitivity::groups(&report.quantized, by).len());
@@ -143,12 +153,11 @@ fn ranked(checkpoint: &Path, options: &ExportOptions, by: sensitivity::By, runs:
 }
 
 /// The latents of each prompt.
-fn latents(runs: &Runs, pipeline: &Pipeline, prompts: &[String]) -> anyhow::Result<Vec<ArrayD<f32>>> {
+fn latents(runs: &Runs, pipeline: &Pipeline, prompts: &[Prompt]) -> anyhow::Result<Vec<ArrayD<f32>>> {
     let mut all = vec![];
     for (prompt, seed) in prompts.iter().zip(runs.seed..) {
-        let mut request = pipeline.request(prompt)?;
+        let mut request = pipeline.request_of(prompt, runs.size.asked())?;
         (request.seed, request.steps, request.guidance) = (seed, runs.steps, runs.guidance);
-        runs.size.apply(&mut request);
         all.push(pipeline.latents(&request, &mut Unobserved)?);
     }
     Ok(all)

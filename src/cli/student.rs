@@ -8,9 +8,10 @@ use clap::{Args as ClapArgs, ValueEnum};
 use indicatif::HumanBytes;
 use serde_json::json;
 
+use super::Answer;
 use super::progress::Progress;
+use super::prompts::Prompts;
 use super::size::Size;
-use super::{Answer, prompts};
 use crate::bundle::WeightsMode;
 use crate::student::{self, Costs, LayerChoice, Options, Report, Runs};
 
@@ -61,9 +62,8 @@ pub(super) struct Args {
     /// With `--dump-targets`, blocks whose outputs are written, too
     #[arg(long, value_delimiter = ',', value_name = "BLOCKS", requires = "dump_targets")]
     features: Vec<usize>,
-    /// Prompts, one a line [default: TEACHER/prompts.txt, or a set that comes with cogvx]
-    #[arg(long)]
-    prompts: Option<PathBuf>,
+    #[command(flatten)]
+    prompts: Prompts,
     /// How many videos the teacher makes; beyond the last prompt it begins anew, with other seeds
     #[arg(long, default_value_t = 8, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
     samples: usize,
@@ -163,8 +163,7 @@ impl Args {
     }
 
     fn runs(&self) -> anyhow::Result<Runs> {
-        let prompts = prompts::read(self.prompts.as_deref(), &[&self.teacher])?;
-        let prompts = prompts.iter().cycle().take(self.samples).cloned().collect();
+        let prompts = self.prompts.cycled(self.samples, &[&self.teacher])?;
         let (seed, steps, guidance) = (self.seed, self.steps, self.guidance);
         Ok(Runs { prompts, seed, steps, guidance, size: self.size.asked() })
     }

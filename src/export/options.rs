@@ -1,5 +1,6 @@
 //! What can be chosen about an export.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -36,6 +37,11 @@ pub struct ExportOptions {
     pub attend: Vec<usize>,
     /// Make the transformer's graph tell values, or leave blocks out of it, to see what they are worth.
     pub probe: Option<Probe>,
+    /// Export so many of the first blocks of the text encoder and the transformer, as a model of its own for videos of any size: to
+    /// measure what layers take.
+    pub first_blocks: Option<NonZeroUsize>,
+    /// Where quantizing pays, as it was measured: what the manifest keeps.
+    pub verdict: Option<serde_json::Value>,
     /// Whether numbers that calibration saw overflow `float16`, where nothing can be done, are let through.
     pub allow_overflow: bool,
     /// The runtime the graphs are written for.
@@ -91,6 +97,8 @@ impl Default for ExportOptions {
             observe: None,
             attend: vec![],
             probe: None,
+            first_blocks: None,
+            verdict: None,
             allow_overflow: false,
             target: Target::Cpu,
             weights: WeightsMode::Auto,

@@ -120,6 +120,7 @@ impl<'a> Comparison<'a> {
         let flicker = ours.flicker.zip(theirs.flicker).filter(|_| is_whole);
         VideoQuality {
             prompt: case.prompt.clone(),
+            image: case.image.clone(),
             seed: case.seed,
             psnr: is_whole.then(|| -10.0 * mean(squares).log10()),
             ssim: frame_ssim

@@ -64,8 +64,6 @@ pub enum StudentError {
     Offset(usize, usize),
     #[error("`--target-params`: expected up to the teacher's {most}, found {found}")]
     Target { most: u64, found: u64 },
-    #[error("`{}`: expected a model that makes videos of text alone, found an image-to-video model", folder.display())]
-    Image { folder: PathBuf },
     #[error("{what}: the least squares have no solution: the model gave NaN, infinity or nothing but zeros")]
     Numbers { what: &'static str },
     #[error("`{}`: {problem}", path.display())]

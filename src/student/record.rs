@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use cogvx_calibration::probe::Probe;
 use cogvx_graphs::{DType, Weights};
 use half::f16;
-use ndarray::{ArrayD, Axis, IxDyn};
+use ndarray::{ArrayD, Axis, IxDyn, concatenate};
 use safetensors::tensor::{Dtype, TensorView};
 use serde::Serialize;
 use serde_json::json;
@@ -17,18 +17,23 @@ use super::{Job, Options, StudentError, Teacher};
 use crate::bundle::Place;
 use crate::export::Component;
 use crate::export::convert::decode;
-use crate::pipeline::{Observer, PipelineError, Request, Started};
+use crate::pipeline::{Observer, PipelineError, Prompt, Request, Started};
 use crate::runtime::Outputs;
 use crate::scheduler::Sampler;
 
 /// Value of `format` in `index.json`.
 const FORMAT: &str = "cogvx-targets";
+/// Tensors of a run that are the same in all its steps.
+const TEXT: &str = "text";
+const IMAGE: &str = "image_latents";
+/// Of latents `[batch, frames, channels, height, width]`.
+const CHANNELS: Axis = Axis(2);
 
 /// What a teacher is run on.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Runs {
-    /// A video each.
-    pub prompts: Vec<String>,
+    /// A video each; with an image where the teacher is an image-to-video model.
+    pub prompts: Vec<Prompt>,
     /// Seed of the first one's noise; the next one's is one greater.
     pub seed: u64,
     /// Denoising steps.
@@ -56,6 +61,9 @@ pub struct Recorded {
     pub file: String,
     /// What was to be seen.
     pub prompt: String,
+    /// The image that it started from, if it did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<PathBuf>,
     /// Seed of the noise.
     pub seed: u64,
     /// Timestep of each step.
@@ -64,20 +72,22 @@ pub struct Recorded {
 
 /// One call of the transformer.
 pub(super) struct Sample {
-    /// `[batch, frames, channels, height, width]`; with guidance the same twice.
+    /// What the transformer reads, `[batch, frames, channels, height, width]`, an image's latents on the last channels; with
+    /// guidance the same twice.
     pub latents: ArrayD<f32>,
     /// `[batch, tokens, width]`; with guidance first that of no prompt.
     pub text: ArrayD<f32>,
     pub timestep: i64,
-    /// Shaped as the latents.
+    /// Shaped as the latents without the image's.
     pub prediction: ArrayD<f32>,
 }
 
 /// Run the teacher and write what it reads and predicts in each step to the new folder `output`: `index.json`, and for each prompt a
 /// safetensors file of `latents` `[steps, frames, channels, height, width]`, `text` `[batch, tokens, width]`, `timesteps` `[steps]`
 /// and `prediction` `[steps, batch, frames, channels, height, width]`, where batch is 2 with guidance, the prediction without the
-/// prompt first. `features` are blocks whose outputs are written, too, in half precision: `block.3.text` and `block.3.video`
-/// `[steps, batch, tokens, width]`.
+/// prompt first. Of an image-to-video model there are `image_latents` `[frames, channels, height, width]`, too, which stand on the
+/// channels after the latents in every step. `features` are blocks whose outputs are written, too, in half precision:
+/// `block.3.text` and `block.3.video` `[steps, batch, tokens, width]`.
 ///
 /// # Errors
 /// A teacher that cannot be run on that, or a failure to write; nothing is left at `output` then.
@@ -129,26 +139,18 @@ pub(super) fn record(
         }
     }
     let probe = Probe { tell: tell.values().cloned().collect(), ..Probe::default() };
-    let components = vec![Component::TextEncoder, Component::Transformer];
+    let mut components = vec![Component::TextEncoder, Component::Transformer];
+    if runs.prompts.iter().any(|prompt| prompt.image.is_some()) {
+        components.push(Component::VaeEncoder);
+    }
     let probed = Probed::open(&teacher.folder, probe, components, job)?;
     let pipeline = &probed.pipeline;
-    if pipeline.takes_image() {
-        return Err(StudentError::Image { folder: teacher.folder.clone() });
-    }
+    pipeline.check_prompts(&runs.prompts, runs.size)?;
     let mut recording = Recording { folder: folder.into(), runs: vec![] };
     for (i, (prompt, seed)) in runs.prompts.iter().zip(runs.seed..).enumerate() {
         (job.told)(&format!("running the teacher: prompt {}/{}", i + 1, runs.prompts.len()));
-        let own = pipeline.request(prompt)?;
-        let [frames, height, width] = runs.size;
-        let request = Request {
-            seed,
-            steps: runs.steps,
-            guidance: runs.guidance,
-            frames: frames.unwrap_or(own.frames),
-            height: height.unwrap_or(own.height),
-            width: width.unwrap_or(own.width),
-            ..own
-        };
+        let own = pipeline.request_of(prompt, runs.size)?;
+        let request = Request { seed, steps: runs.steps, guidance: runs.guidance, ..own };
         let timesteps =
             Sampler::from_step(&pipeline.scheduler, request.scheduler, request.steps, 0)?.timesteps().to_vec();
         let mut recorder =
@@ -159,7 +161,8 @@ pub(super) fn record(
         }
         let file = format!("run-{i:03}.safetensors");
         recorder.write(&folder.join(&file), &timesteps)?;
-        recording.runs.push(Recorded { file, prompt: prompt.clone(), seed, timesteps });
+        let Prompt { text: prompt, image } = prompt.clone();
+        recording.runs.push(Recorded { file, prompt, image, seed, timesteps });
     }
     Ok(recording)
 }
@@ -189,7 +192,7 @@ impl Recorder<'_> {
     fn take(&mut self, component: &str, outputs: &Outputs) -> Result<(), PipelineError> {
         if component == "text_encoder" {
             let text = outputs.array("last_hidden_state")?;
-            self.keep("text", text.shape(), text.as_slice().unwrap_or_default(), Dtype::F32);
+            self.keep(TEXT, text.shape(), text.as_slice().unwrap_or_default(), Dtype::F32);
         }
         if component != "transformer" {
             return Ok(());
@@ -209,7 +212,7 @@ impl Recorder<'_> {
         let steps = timesteps.len();
         let times: Vec<u8> = timesteps.iter().flat_map(|t| t.to_le_bytes()).collect();
         let with_steps = |name: &str, shape: &[usize]| {
-            if name == "text" { shape.to_vec() } else { [&[steps], shape].concat() }
+            if [TEXT, IMAGE].contains(&name) { shape.to_vec() } else { [&[steps], shape].concat() }
         };
         let all = self
             .tensors
@@ -228,6 +231,10 @@ impl Recorder<'_> {
 impl Observer for Recorder<'_> {
     fn start(&mut self, start: &Started) {
         self.step(0, 0, &start.latents);
+        if let Some(image) = &start.image_latents {
+            let numbers: Vec<_> = image.iter().copied().collect();
+            self.keep(IMAGE, &image.shape()[1..], &numbers, Dtype::F32);
+        }
     }
 
     fn ran(&mut self, component: &'static str, _: usize, _: usize, outputs: &Outputs) {
@@ -261,11 +268,16 @@ impl Recording {
         for (i, run) in self.runs.iter().enumerate() {
             let path = self.folder.join(&run.file);
             let file = Weights::open_file(&path)?;
-            let text = read(&file, &path, "text", None)?;
+            let text = read(&file, &path, TEXT, None)?;
+            let image = file.get(IMAGE).map(|_| read(&file, &path, IMAGE, None)).transpose()?;
             for step in (i % stride..run.timesteps.len()).step_by(stride) {
-                let latents = read(&file, &path, "latents", Some(step))?.insert_axis(Axis(0));
+                let mut latents = read(&file, &path, "latents", Some(step))?.insert_axis(Axis(0));
+                if let Some(image) = &image {
+                    let image = image.view().insert_axis(Axis(0));
+                    latents = concatenate(CHANNELS, &[latents.view(), image]).unwrap_or_default();
+                }
                 let views = vec![latents.view(); text.shape()[0]];
-                let latents = ndarray::concatenate(Axis(0), &views).unwrap_or_default();
+                let latents = concatenate(Axis(0), &views).unwrap_or_default();
                 let prediction = read(&file, &path, "prediction", Some(step))?;
                 take(&Sample { latents, text: text.clone(), timestep: run.timesteps[step], prediction })?;
             }

@@ -376,6 +376,19 @@ fn schemes_that_cannot_be_are_refused_with_one_that_can() {
             "`BUNDLE`: expected a verdict, found none: `cogvx bench BUNDLE --against FLOAT --store` makes one",
         ),
         refused(
+            "speed on a machine of another kind",
+            "cogvx-export CKPT -o OUT --quantize int8-weight --target cuda --prefer speed",
+            intact,
+            "`--prefer speed`: expected the target `cpu`, which is measured here, found `cuda`: on a machine with a GPU \
+             `cogvx bench BUNDLE --against FLOAT --store` measures, and `--verdict BUNDLE` takes what it finds",
+        ),
+        refused(
+            "speed, and a verdict of before",
+            "cogvx-export CKPT -o OUT --quantize int8 --prefer speed --verdict BUNDLE",
+            intact,
+            "the argument '--prefer <PREFER>' cannot be used with '--verdict <BUNDLE>'",
+        ),
+        refused(
             "a verdict that is none",
             "cogvx-export CKPT -o OUT --quantize int8 --verdict BUNDLE",
             |s| {
@@ -512,11 +525,62 @@ fn calibrations_that_cannot_be_are_refused() {
         ),
     ];
     check("2b-fp32", &cases);
-    let cases = [refused(
-        "an image-to-video model",
-        "cogvx calibrate CKPT --output TABLE",
-        intact,
-        "`CKPT`: expected a model that makes videos of text alone, found an image-to-video model",
-    )];
+}
+
+#[test]
+fn images_that_are_missing_or_in_vain_are_told() {
+    const MISSING: &str = "`--image`: expected an image: this is an image-to-video model, found none";
+    let cases = [
+        refused("no image", "cogvx calibrate CKPT --output TABLE", intact, MISSING),
+        refused("no image to rank by", "cogvx sensitivity CKPT --quantize int8 --output OUT", intact, MISSING),
+        refused("no image to heal by", "cogvx student CKPT --output OUT --ffn 100 --heal", intact, MISSING),
+        refused("no image for targets", "cogvx student CKPT --dump-targets OUT", intact, MISSING),
+        refused("no image to compare", "cogvx quality CKPT --against CKPT", intact, MISSING),
+        refused(
+            "no image for layers that are chosen",
+            "cogvx-export CKPT -o OUT --quantize int8:auto --max-loss 1",
+            intact,
+            MISSING,
+        ),
+        refused(
+            "an image that is not there",
+            "cogvx calibrate CKPT --output TABLE --image in.png",
+            intact,
+            "`in.png`: expected a file, found nothing",
+        ),
+        refused(
+            "a line without an image",
+            "cogvx calibrate CKPT --output TABLE --prompts PROMPTS",
+            |s| {
+                let from = crate::scene::fixtures().join("references/5b-i2v-plain-input.png");
+                let line = json!({"prompt": "a fox", "image": from.display().to_string()});
+                s.write("PROMPTS", format!("{line}\n{{\"prompt\": \"a boat\"}}\n"));
+            },
+            MISSING,
+        ),
+        refused(
+            "a line with a field of another command",
+            "cogvx calibrate CKPT --output TABLE --prompts PROMPTS",
+            |s| s.write("PROMPTS", "{\"prompt\": \"a fox\", \"seed\": 3}\n"),
+            "`PROMPTS`, line 1: expected a JSON object of `prompt` and `image`, found unknown field `seed`, expected \
+             `prompt` or `image` at column 26",
+        ),
+        refused(
+            "an image where nothing is run",
+            "cogvx-export CKPT -o OUT --quantize int8 --image in.png",
+            intact,
+            "`--image`: expected `--quantize int8:auto`, which runs the model, found `in.png` without it",
+        ),
+    ];
     check("5b-i2v", &cases);
+    let cases = [refused(
+        "an image for a model of text alone",
+        "cogvx calibrate CKPT --output TABLE --image in.png",
+        |s| {
+            let from = crate::scene::fixtures().join("references/5b-i2v-plain-input.png");
+            s.write("in.png", std::fs::read(from).expect("an image"));
+        },
+        "`--image`: expected none: this is not an image-to-video model, found an image",
+    )];
+    check("2b-fp32", &cases);
 }

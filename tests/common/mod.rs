@@ -9,6 +9,7 @@ use std::process::{Command, Output, Stdio};
 use cogvx::bundle::Bundle;
 use cogvx::calibrate::{Keep, fingerprint, observe, save, vae_fingerprint};
 use cogvx::export::{ExportOptions, Report, export};
+use cogvx::picture;
 use cogvx::pipeline::Pipeline;
 use cogvx::rng::TorchGenerator;
 use cogvx::runtime::{Device, Runtime};
@@ -173,8 +174,11 @@ pub fn calibrated(checkpoint: &Path, folder: &Path) -> PathBuf {
     for (prompt, seed) in [("a red circle moving left", 0), ("a green square moving up", 1)] {
         let request = pipeline.request(prompt).expect("a model of the family");
         let size = [request.frames, request.height, request.width];
-        let run = Run { prompt: prompt.into(), seed, steps: 4, guidance: 3.0, size, vae: true };
-        observe(&pipeline, &mut table, &run, Keep { ranges: 2, rows: 128 }, |_, _| {}).expect("a run");
+        let image = pipeline.takes_image().then(|| root().join("docs/red-circle.png"));
+        let hash = image.as_deref().map(|path| picture::hash(path).expect("an image"));
+        let run = Run { prompt: prompt.into(), seed, steps: 4, guidance: 3.0, size, vae: true, image: hash };
+        let keep = Keep { ranges: 2, rows: 128 };
+        observe(&pipeline, &mut table, (&run, image.as_deref()), keep, |_, _| {}).expect("a run");
     }
     saved(&table, folder)
 }
