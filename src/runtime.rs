@@ -33,7 +33,7 @@ pub use profile::NodeRun;
 pub use resident::{Bound, Resident};
 use session::Place;
 pub use session::{Input, Outputs, Session, State};
-pub use tensorrt::{ContextFile, EngineFiles, Profile, ProfileError, TensorRtOptions};
+pub use tensorrt::{ContextFile, Engine, EngineFiles, Profile, ProfileError, TensorRtOptions};
 pub use traits::{Layout, Traits};
 
 /// Where graphs run.
@@ -242,6 +242,25 @@ impl Runtime {
         self.load_with(path, traits.into(), None)
     }
 
+    /// Load an engine in place of the graph it was built of, which `traits` tell of.
+    ///
+    /// # Errors
+    /// A file that cannot be read, an engine that the device does not take, or weights that are not those of the graph.
+    pub fn load_engine<'a>(&self, engine: &Engine, traits: impl Into<Traits<'a>>) -> Result<Session, RuntimeError> {
+        let (Engine { model, weights_from: Some(folder) }, Setup::TensorRt(options)) = (engine, &self.setup) else {
+            return self.load(&engine.model, traits);
+        };
+        let failed = |e: std::io::Error| RuntimeError::Load { path: model.clone(), message: e.to_string() };
+        let folder = std::path::absolute(folder).map_err(failed)?;
+        let bytes = std::fs::read(model).map_err(failed)?;
+        let setup = TensorRtOptions { weights_from: Some(folder), ..(**options).clone() };
+        let traits = traits.into();
+        let providers = Providers::of(&Setup::TensorRt(Box::new(setup)), traits);
+        let providers = providers.map_err(|source| RuntimeError::Profile { path: model.clone(), source })?;
+        // From memory: of a model in a file the provider takes no weights but from below the current folder.
+        self.load_bytes(model, &bytes, &providers, traits)
+    }
+
     /// The same; each node is timed in each run, for [`Session::profile`].
     ///
     /// # Errors
@@ -274,11 +293,21 @@ impl Runtime {
     pub(super) fn load_made(&self, name: &str, model: &[u8]) -> Result<Session, RuntimeError> {
         let traits = Traits { fixed: true, ..Traits::default() };
         let providers = Providers { tensorrt: None, cuda: self.setup.cuda().map(|options| options.provider(traits)) };
-        let opened = self.builder(&providers, traits, None);
+        self.load_bytes(Path::new(name), model, &providers, traits)
+    }
+
+    /// Load a model that is in memory; `name` is for messages.
+    fn load_bytes(
+        &self,
+        name: &Path,
+        model: &[u8],
+        providers: &Providers,
+        traits: Traits<'_>,
+    ) -> Result<Session, RuntimeError> {
+        let opened = self.builder(providers, traits, None);
         let inner = opened.and_then(|mut builder| builder.commit_from_memory(model));
-        let path = PathBuf::from(name);
-        let inner = inner.map_err(|e| self.refused(&path, &e))?;
-        Ok(self.session(inner, &path, None))
+        let inner = inner.map_err(|e| self.refused(name, &e))?;
+        Ok(self.session(inner, name, None))
     }
 
     fn session(&self, inner: ort::session::Session, path: &Path, profile: Option<TempDir>) -> Session {

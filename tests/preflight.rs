@@ -2,7 +2,7 @@
 
 mod common;
 
-use cogvx::export::ExportOptions;
+use cogvx::export::{ExportOptions, VideoShape};
 use cogvx::preflight::{Preflight, preflight};
 use cogvx::quality::Fault;
 use cogvx_graphs::DType;
@@ -94,6 +94,46 @@ fn compile_looks_before_it_builds() {
     assert_eq!(code, Some(1), "{text}");
     assert!(text.contains("17x64x64: NaN or infinity from the transformer\nno engine was built: "), "{text}");
     assert!(!folder.path().join("engines").exists());
+}
+
+#[test]
+fn sizes_that_no_engine_takes_are_refused_before_anything_runs() {
+    let folder = fresh_folder();
+    let exported = |name: &str, shapes: Option<VideoShape>| {
+        let path = folder.path().join(name);
+        let options =
+            ExportOptions { target: Target::TensorRt, precision: Some(DType::F16), shapes, ..ExportOptions::default() };
+        cogvx::export::export(&fixture("2b-fp32"), &path, &options, |_| {}).expect("a sound checkpoint");
+        path.display().to_string()
+    };
+    let open = exported("open", None);
+    let fixed = exported("fixed", Some(VideoShape { frames: 9, height: 32, width: 48 }));
+    for (bundle, shapes, expected) in [
+        (
+            &open,
+            "17x32x48..9x32x48",
+            "expected a range from the least frames, rows and columns to the greatest, found `17x32x48..9x32x48`",
+        ),
+        (
+            &open,
+            "9x32x48,9x64x48..17x32x48",
+            "expected a range from the least frames, rows and columns to the greatest, found `9x64x48..17x32x48`",
+        ),
+        (
+            &open,
+            "1x32x48..9x32x48",
+            "expected a range from 5 frames on, found `1x32x48..9x32x48`: one frame has an engine of its own",
+        ),
+        (&open, "9x32x48..", "expected FRAMESxHEIGHTxWIDTH such as 49x480x720, found ``"),
+        (
+            &fixed,
+            "9x32x48..17x32x48",
+            "expected one size, that of the bundle's graphs, found the range 9x32x48..17x32x48",
+        ),
+    ] {
+        let (code, text) = ran(&["compile", bundle, "--shapes", shapes, "--cache", &format!("{open}.engines")]);
+        assert_eq!((code, text), (Some(2), format!("error: `--shapes`: {expected}\n")), "{shapes}");
+    }
 }
 
 #[test]

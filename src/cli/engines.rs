@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::progress::say;
 use super::{Opened, cache, interrupt};
-use crate::engines::{Builder, EnginesError, Event, Ready, Runs, Store, runs};
+use crate::engines::{Builder, EnginesError, Event, Form, Ready, Runs, Sizes, Store, runs};
 use crate::gpu;
 use crate::pipeline::Pipeline;
 use crate::runtime::{Setup, TensorRtOptions};
@@ -18,18 +18,33 @@ pub(super) struct Got {
     pub built: bool,
 }
 
+/// Which of the engines that do are wanted.
+#[derive(Clone, Copy)]
+pub(super) enum Wanted {
+    /// Any; where there is none, one for this size and GPU alone is built.
+    Any,
+    /// One for just these sizes, built this way.
+    This(Form),
+}
+
 /// The engines of `pipeline`'s bundle for videos of these sizes. Nothing is built silently.
-pub(super) fn get(pipeline: &Pipeline, videos: &[[usize; 3]], folder: Option<&Path>) -> anyhow::Result<Vec<Got>> {
+pub(super) fn get(
+    pipeline: &Pipeline,
+    videos: &[Sizes],
+    folder: Option<&Path>,
+    wanted: Wanted,
+) -> anyhow::Result<Vec<Got>> {
     let Setup::TensorRt(options) = pipeline.runtime().setup() else { return Ok(vec![]) };
     let store = cache::store(folder)?;
-    get_with(pipeline, videos, &store, options)
+    get_with(pipeline, videos, &store, options, wanted)
 }
 
 fn get_with(
     pipeline: &Pipeline,
-    videos: &[[usize; 3]],
+    videos: &[Sizes],
     store: &Store,
     options: &TensorRtOptions,
+    wanted: Wanted,
 ) -> anyhow::Result<Vec<Got>> {
     let gpu = gpu::gpu(options.cuda.device)?;
     let stop = interrupt::asked();
@@ -45,9 +60,9 @@ fn get_with(
     let mut all = vec![];
     for &video in videos {
         for runs in runs(pipeline, video).into_iter().filter(|runs| components.contains_key(runs.component)) {
-            let what = format!("`{}` at {}", runs.file(), video.map(|n| n.to_string()).join("x"));
+            let what = format!("`{}` at {video}", runs.file());
             let mut built = None;
-            let ready = builder.get(&runs, |event| match event {
+            let tell = |event| match event {
                 Event::Waiting => say(&format!("{what}: another process builds the engine, waiting for it")),
                 Event::Damaged(why) => {
                     say(&format!("{what}: the engine in the cache is damaged and built anew: {why}"));
@@ -56,7 +71,15 @@ fn get_with(
                     say(&format!("{what}: building the engine, which takes minutes"));
                     built = Some(Instant::now());
                 }
-            });
+            };
+            let ready = match wanted {
+                Wanted::Any => match builder.find(&runs) {
+                    Ok(Some(ready)) => Ok(ready),
+                    Ok(None) => builder.get(&runs, Form::default(), tell),
+                    Err(error) => Err(error),
+                },
+                Wanted::This(form) => builder.get(&runs, form, tell),
+            };
             let ready = ready.map_err(|error| match error {
                 EnginesError::Build(why) => anyhow::anyhow!("{what}: no engine was built: {why}"),
                 error => error.into(),
@@ -72,7 +95,7 @@ fn get_with(
 
 /// What was opened, with the engines for videos of this size where its bundle is for TensorRT.
 pub(super) fn prepared(opened: Opened, video: [usize; 3]) -> anyhow::Result<Opened> {
-    let got = get(&opened.pipeline, &[video], None)?;
-    let models: BTreeMap<_, _> = got.into_iter().map(|got| (got.runs.file(), got.ready.model)).collect();
-    Ok(Opened { pipeline: opened.pipeline.with_engines(models), ..opened })
+    let got = get(&opened.pipeline, &[video.into()], None, Wanted::Any)?;
+    let engines: BTreeMap<_, _> = got.into_iter().map(|got| (got.runs.file(), got.ready.engine)).collect();
+    Ok(Opened { pipeline: opened.pipeline.with_engines(engines), ..opened })
 }
