@@ -2,13 +2,13 @@
 //! installed (`cogvx runtime --device cuda`) the library itself says so, on a CUDA that computes nothing (`tests/cuda/device.c`).
 
 mod common;
+mod played;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::OnceLock;
 
 use cogvx::export::{Component, ExportOptions, VideoShape};
 use cogvx::runtime::{CudaOptions, Device, Input, Layout, Runtime, Setup, Traits};
@@ -22,6 +22,7 @@ use ndarray::{ArrayD, IxDyn};
 use tempfile::TempDir;
 
 use common::{Checkpoint, bundle_of, checkpoints, fixture, fresh_folder, graphs, program, root, said};
+use played::{on_no_gpu, without_gpu};
 
 /// A size that every fixture can be exported for.
 const FIXED: VideoShape = VideoShape { frames: 9, height: 32, width: 48 };
@@ -201,59 +202,6 @@ fn what_has_no_kernel_is_found() {
     assert_eq!(missing, ["InstanceNormalization 22 f32,f32,f32>f32"]);
     let missing: Vec<_> = without_kernel(&kernels, &model(DType::BF16, true)).into_iter().collect();
     assert_eq!(missing, ["Resize 19 bf16,-,f32>bf16"]);
-}
-
-/// Where ONNX Runtime's CUDA provider is installed, a folder with it and libraries that compute nothing; or why there is none.
-fn without_gpu() -> &'static Result<(TempDir, PathBuf), String> {
-    static FOLDER: OnceLock<Result<(TempDir, PathBuf), String>> = OnceLock::new();
-    FOLDER.get_or_init(|| {
-        let base = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-        let base = base.or_else(|| std::env::home_dir().map(|home| home.join(".cache"))).unwrap_or_default();
-        let version = cogvx::runtime::VERSION;
-        let folder = base.join(format!("cogvx/onnxruntime-gpu-{version}/onnxruntime/capi"));
-        let library = folder.join(format!("libonnxruntime.so.{version}"));
-        if !folder.join("libonnxruntime_providers_cuda.so").is_file() {
-            return Err(format!(
-                "skipped: {}: nothing there; `cogvx runtime --device cuda` installs it",
-                folder.display()
-            ));
-        }
-        let made = fresh_folder();
-        for (define, name, version) in [
-            ("CUDART", "libcudart.so.13", Some("libcudart.so.13")),
-            ("CUBLAS", "libcublas.so.13", Some("libcublas.so.13")),
-            ("CUBLASLT", "libcublasLt.so.13", Some("libcublasLt.so.13")),
-            ("CURAND", "libcurand.so.10", None),
-            ("CUDNN", "libcudnn.so.9", None),
-            ("CUDA", "libcuda.so.1", None),
-        ] {
-            let mut cc = Command::new("cc");
-            cc.args(["-shared", "-fPIC", "-w", &format!("-D{define}"), &format!("-Wl,-soname,{name}"), "-o"]);
-            cc.arg(made.path().join(name)).arg(root().join("tests/cuda/device.c"));
-            if let Some(version) = version {
-                let map = made.path().join("map");
-                fs::write(&map, format!("{version} {{ global: *; }};")).expect("a writable folder");
-                cc.arg(format!("-Wl,--version-script={}", map.display()));
-            }
-            let output = cc.output().map_err(|e| format!("skipped: cc: {e}"))?;
-            assert!(output.status.success(), "{}", said(&output));
-        }
-        Ok((made, library))
-    })
-}
-
-/// A command that sees a GPU which computes nothing.
-fn on_no_gpu(mut command: Command) -> Option<Command> {
-    match without_gpu() {
-        Ok((folder, library)) => {
-            command.env("LD_LIBRARY_PATH", folder.path()).env("ORT_DYLIB_PATH", library);
-            Some(command)
-        }
-        Err(why) => {
-            println!("{why}");
-            None
-        }
-    }
 }
 
 /// One of the tests below, in a process of its own, where the libraries are found.

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::engines::{self, Got, Wanted};
 use super::export::parse_shape;
-use super::gpu::Gpu;
+use super::gpu::{Gpu, Rtx};
 use super::progress::say;
 use super::{Answer, interrupt, open};
 use crate::bundle::{Bundle, Manifest};
@@ -47,6 +47,8 @@ pub(super) struct Args {
     cache: Option<PathBuf>,
     #[command(flatten)]
     gpu: Gpu,
+    #[command(flatten)]
+    rtx: Rtx,
     /// Report as JSON on standard output
     #[arg(long)]
     json: bool,
@@ -56,10 +58,10 @@ pub(super) struct Args {
 #[derive(ClapArgs)]
 struct FormArgs {
     /// Build engines without weights, which are small; they are filled from the bundle's files when they are loaded
-    #[arg(long)]
+    #[arg(long, conflicts_with = "tensorrt_rtx")]
     weight_stripped: bool,
     /// Build engines for all GPUs from Ampere on, not for this kind alone; they run slower
-    #[arg(long)]
+    #[arg(long, conflicts_with = "tensorrt_rtx")]
     hardware_compatible: bool,
 }
 
@@ -92,7 +94,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
         let error = found.latent_error.map(|error| format!(", latents {error:.1e} from the reference's"));
         say(&format!("preflight at {frames}x{height}x{width}: nothing is broken{}", error.unwrap_or_default()));
     }
-    let runtime = args.gpu.start(manifest, 0)?;
+    let runtime = args.gpu.through(args.rtx).start(manifest, 0)?;
     if runtime.device() != Device::TensorRt {
         bail!("`--fallback`: expected no such option: engines are built on the GPU they are for");
     }

@@ -9,7 +9,7 @@ use super::{Opened, cache, interrupt};
 use crate::engines::{Builder, EnginesError, Event, Form, Ready, Runs, Sizes, Store, runs};
 use crate::gpu;
 use crate::pipeline::Pipeline;
-use crate::runtime::{Setup, TensorRtOptions};
+use crate::runtime::Device;
 
 /// An engine and whether it was built just now.
 pub(super) struct Got {
@@ -34,25 +34,26 @@ pub(super) fn get(
     folder: Option<&Path>,
     wanted: Wanted,
 ) -> anyhow::Result<Vec<Got>> {
-    let Setup::TensorRt(options) = pipeline.runtime().setup() else { return Ok(vec![]) };
+    let setup = pipeline.runtime().setup();
+    let (Device::TensorRt, Some(cuda)) = (setup.device(), setup.cuda()) else { return Ok(vec![]) };
     let store = cache::store(folder)?;
-    get_with(pipeline, videos, &store, options, wanted)
+    get_with(pipeline, videos, &store, cuda.device, wanted)
 }
 
 fn get_with(
     pipeline: &Pipeline,
     videos: &[Sizes],
     store: &Store,
-    options: &TensorRtOptions,
+    device: u32,
     wanted: Wanted,
 ) -> anyhow::Result<Vec<Got>> {
-    let gpu = gpu::gpu(options.cuda.device)?;
+    let gpu = gpu::gpu(device)?;
     let stop = interrupt::asked();
     let builder = Builder {
         bundle: pipeline.bundle(),
         runtime: pipeline.runtime(),
         store,
-        options: options.clone(),
+        setup: pipeline.runtime().setup().clone(),
         gpu: gpu.into(),
         stop: &stop,
     };

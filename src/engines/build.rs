@@ -8,15 +8,17 @@ use std::sync::atomic::AtomicBool;
 use super::{EnginesError, Entry, Event, Form, Gpu, Hashes, Key, Runs, Store};
 use crate::bundle::Bundle;
 use crate::runtime::{
-    self, ContextFile, Engine, EngineFiles, Layout, Profile, Runtime, RuntimeError, Setup, TensorRtOptions, Traits,
+    self, ContextFile, Engine, EngineFiles, Layout, Profile, RtxOptions, Runtime, RuntimeError, Setup, TensorRtOptions,
+    Traits,
 };
 
 /// The model of `EPContext` nodes in an engine's folder: what is loaded in place of the graph.
 const CONTEXT: &str = "model.onnx";
-/// The provider that all of this is for.
-const PROVIDER: &str = "tensorrt";
-/// Libraries that an engine depends on, as far as their names do not change with their versions.
-const LIBRARIES: [&str; 4] = ["libnvinfer.so", "libnvonnxparser.so", "libcudnn.so", "libcublas.so"];
+/// Libraries that an engine of TensorRT depends on, as far as their names do not change with their versions.
+const TENSORRT: [&str; 4] = ["libnvinfer.so", "libnvonnxparser.so", "libcudnn.so", "libcublas.so"];
+/// Those of an engine of TensorRT-RTX.
+const RTX: [&str; 3] =
+    ["libtensorrt_rtx.so", "libtensorrt_onnxparser_rtx.so", "libonnxruntime_providers_nv_tensorrt_rtx.so"];
 
 /// Gets the engines of one bundle on one GPU.
 pub struct Builder<'a> {
@@ -26,8 +28,8 @@ pub struct Builder<'a> {
     pub runtime: &'a Runtime,
     /// Where engines are kept.
     pub store: &'a Store,
-    /// How TensorRT is set up; sizes and places are filled in here.
-    pub options: TensorRtOptions,
+    /// How TensorRT or TensorRT-RTX is set up; sizes and places are filled in here.
+    pub setup: Setup,
     /// The GPU below.
     pub gpu: Gpu,
     /// Set from another thread, ends the waiting for another process.
@@ -49,8 +51,8 @@ impl Builder<'_> {
     /// # Errors
     /// No such graph, or sizes of other names.
     pub fn find(&self, runs: &Runs) -> Result<Option<Ready>, EnginesError> {
-        // Those of the others this GPU does not take.
-        let forms = Form::ALL.into_iter().filter(|form| form.gpu(&self.gpu).is_ok());
+        // The others are none of this GPU or provider.
+        let forms = Form::ALL.into_iter().filter(|form| self.gpu(*form).is_ok());
         let keys = self.keys(runs, &forms.collect::<Vec<_>>())?;
         Ok(self.store.choose(&keys)?.map(|entry| self.ready(runs, entry)))
     }
@@ -79,6 +81,16 @@ impl Builder<'_> {
         let file = runs.file();
         let model = self.bundle.graph(runs.component, &file)?;
         let traits = Traits::of(&model, Layout::default());
+        let failed = |error: RuntimeError| EnginesError::Build(error.to_string());
+        // Of a relative path the provider would look for weights below their folder.
+        let path = std::path::absolute(self.bundle.path(&file)).map_err(EnginesError::io(folder))?;
+        let options = match self.formed(runs, form) {
+            Setup::TensorRt(options) => *options,
+            setup => {
+                let runtime = Runtime::start(setup, 0).map_err(failed)?;
+                return runtime.compile(&path, traits, &folder.join(CONTEXT)).map_err(failed);
+            }
+        };
         let timing = self.store.folder().join("timing");
         fs::create_dir_all(&timing).map_err(EnginesError::io(&timing))?;
         let prefix = format!("cogvx-{name}");
@@ -88,11 +100,8 @@ impl Builder<'_> {
             timing_cache: Some(timing),
             // Of an engine beside it that has no weights the provider would write one with weights when it is loaded.
             context: Some(ContextFile { file: folder.join(CONTEXT), embedded: form.stripped }),
-            ..self.formed(runs, form)
+            ..options
         };
-        let failed = |error: RuntimeError| EnginesError::Build(error.to_string());
-        // Of a relative path the provider would look for weights below their folder.
-        let path = std::path::absolute(self.bundle.path(&file)).map_err(EnginesError::io(folder))?;
         let runtime = Runtime::start(Setup::TensorRt(Box::new(options)), 0).map_err(failed)?;
         // With sizes that are known the engine is built when the graph is loaded.
         let loaded = runtime.load(&path, traits);
@@ -106,14 +115,36 @@ impl Builder<'_> {
         Err(EnginesError::Build("TensorRT made no engine of the whole graph".into()))
     }
 
-    /// How TensorRT is set up for an engine; places are left out.
-    fn formed(&self, runs: &Runs, form: Form) -> TensorRtOptions {
-        TensorRtOptions {
-            profile: Some(Profile::covering(&runs.sizes)),
-            weights_from: form.stripped.then(|| self.bundle.path(runs.component)),
-            hardware_compatible: form.compatible,
-            ..self.options.clone()
+    /// How the provider is set up for an engine; places are left out.
+    fn formed(&self, runs: &Runs, form: Form) -> Setup {
+        let profile = Some(Profile::covering(&runs.sizes));
+        match self.setup.clone() {
+            Setup::TensorRt(options) => Setup::TensorRt(Box::new(TensorRtOptions {
+                profile,
+                weights_from: form.stripped.then(|| self.bundle.path(runs.component)),
+                hardware_compatible: form.compatible,
+                ..*options
+            })),
+            Setup::Rtx(options) => {
+                let architecture = Some(self.gpu.architecture.clone());
+                Setup::Rtx(Box::new(RtxOptions { profile, architecture, ..*options }))
+            }
+            other => other,
         }
+    }
+
+    /// What an engine depends on of the GPU.
+    fn gpu(&self, form: Form) -> Result<Gpu, EnginesError> {
+        let Setup::Rtx(options) = &self.setup else { return form.gpu(&self.gpu) };
+        if form != Form::default() {
+            return Err(EnginesError::Form);
+        }
+        let architecture = self.gpu.architecture.clone();
+        let options = RtxOptions { architecture: Some(architecture.clone()), ..(**options).clone() };
+        if options.is_portable() {
+            return Ok(Gpu { name: "any".into(), architecture, driver: "any".into() });
+        }
+        Ok(self.gpu.clone())
     }
 
     /// All that the engines of these forms depend on.
@@ -140,19 +171,25 @@ impl Builder<'_> {
                 // Those of engines without weights count, too: TensorRT builds such an engine to be filled with the same ones.
                 weights: weights.clone(),
                 precision: self.bundle.manifest().accuracy.clone(),
-                provider: PROVIDER.into(),
+                provider: self.provider().into(),
                 libraries: libraries.clone(),
-                gpu: form.gpu(&self.gpu)?,
+                gpu: self.gpu(*form)?,
                 options: options.map_err(|error| EnginesError::Build(error.to_string()))?,
             })
         };
         forms.iter().map(key).collect()
     }
 
+    /// What engines are built by.
+    fn provider(&self) -> &'static str {
+        if matches!(self.setup, Setup::Rtx(_)) { "tensorrt-rtx" } else { "tensorrt" }
+    }
+
     /// Versions of the libraries, or hashes where their files do not tell.
     fn libraries(&self, hashes: &mut Hashes) -> Result<BTreeMap<String, String>, EnginesError> {
         let mut all = BTreeMap::from([("onnxruntime".to_string(), runtime::VERSION.to_string())]);
-        for (name, file) in self.runtime.loaded(&LIBRARIES) {
+        let names: &[_] = if matches!(self.setup, Setup::Rtx(_)) { &RTX } else { &TENSORRT };
+        for (name, file) in self.runtime.loaded(names) {
             all.insert(name.into(), hashes.of(&file)?);
         }
         Ok(all)

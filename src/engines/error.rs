@@ -15,6 +15,8 @@ pub enum EnginesError {
     Bundle(#[from] BundleError),
     #[error("`--hardware-compatible`: expected a GPU of compute capability 8.0 or newer, found {0}")]
     Architecture(String),
+    #[error("`--weight-stripped`, `--hardware-compatible`: expected TensorRT, found TensorRT-RTX, which takes neither")]
+    Form,
     /// The builder failed; what it had written is gone.
     #[error("{0}")]
     Build(String),

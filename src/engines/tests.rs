@@ -11,7 +11,7 @@ use super::*;
 use crate::bundle::Bundle;
 use crate::export::{ExportOptions, export};
 use crate::pipeline::Pipeline;
-use crate::runtime::{CudaOptions, Device, Engine, Runtime, TensorRtOptions};
+use crate::runtime::{CudaOptions, Device, Engine, RtxOptions, Runtime, Setup, TensorRtOptions};
 
 fn store() -> (TempDir, Store) {
     let folder = tempfile::tempdir().expect("a folder");
@@ -272,8 +272,8 @@ fn pipeline(folder: &TempDir) -> Pipeline {
 }
 
 fn builder<'a>(pipeline: &'a Pipeline, store: &'a Store, stop: &'a AtomicBool) -> Builder<'a> {
-    let options = TensorRtOptions::default();
-    Builder { bundle: pipeline.bundle(), runtime: pipeline.runtime(), store, options, gpu: key().gpu, stop }
+    let setup = Setup::from(Device::TensorRt);
+    Builder { bundle: pipeline.bundle(), runtime: pipeline.runtime(), store, setup, gpu: key().gpu, stop }
 }
 
 #[test]
@@ -292,14 +292,30 @@ fn keys_of_forms_differ_in_what_an_engine_of_that_form_depends_on() {
     assert!(!text.contains(&folder.path().display().to_string()) && !text.contains("device_id"), "{text}");
     // Of a GPU and a driver an engine for all GPUs knows nothing; libraries count for every engine.
     let other = Gpu { name: "L40".into(), architecture: "8.9".into(), driver: "590.1".into() };
-    let options = TensorRtOptions { cuda: CudaOptions { device: 3, ..CudaOptions::default() }, ..here.options.clone() };
-    let there = keys(&Builder { gpu: other, options, ..builder(&pipeline, &store, &stop) });
+    let cuda = CudaOptions { device: 3, ..CudaOptions::default() };
+    let setup = Setup::TensorRt(Box::new(TensorRtOptions { cuda: cuda.clone(), ..TensorRtOptions::default() }));
+    let there = keys(&Builder { gpu: other, setup, ..builder(&pipeline, &store, &stop) });
     let same: Vec<_> = own.iter().zip(&there).map(|(own, there)| own == there).collect();
     assert_eq!(same, [false, false, true, true]);
     assert!(own[2].libraries.contains_key("onnxruntime"));
     let old = Builder { gpu: Gpu { architecture: "7.5".into(), ..key().gpu }, ..builder(&pipeline, &store, &stop) };
     assert!(matches!(old.keys(&runs, &Form::ALL), Err(EnginesError::Architecture(_))));
     assert!(matches!(old.find(&runs), Ok(None)));
+
+    // TensorRT-RTX's is for an architecture that it knows, or else for the GPU, and of one form.
+    let rtx = |architecture: &str, number: &str| {
+        let gpu = Gpu { name: number.into(), architecture: architecture.into(), driver: number.into() };
+        let setup = Setup::Rtx(Box::new(RtxOptions { cuda: cuda.clone(), ..RtxOptions::default() }));
+        let builder = Builder { setup, gpu, ..builder(&pipeline, &store, &stop) };
+        assert!(matches!(builder.keys(&runs, &Form::ALL), Err(EnginesError::Form)));
+        builder.keys(&runs, &[Form::default()]).expect("keys").swap_remove(0)
+    };
+    assert_eq!(rtx("8.9", "one"), rtx("8.9", "two"));
+    assert_ne!(rtx("8.9", "one"), rtx("8.6", "one"));
+    assert_ne!(rtx("12.3", "one"), rtx("12.3", "two"));
+    let key = rtx("8.9", "one");
+    assert_eq!((key.provider.as_str(), key.options["nv_target_sm"].as_str()), ("tensorrt-rtx", "sm89"));
+    assert!(key.holds(&rtx("8.9", "two")));
 }
 
 #[test]

@@ -63,7 +63,7 @@ pub(super) fn run(args: &Args, prompts: &Path) -> anyhow::Result<Answer> {
     if args.output.exists() && !args.output.is_dir() {
         bail!("`{}`: expected a folder for the videos, found a file", args.output.display());
     }
-    let opened = open(&args.bundle, args.threads, &args.gpu.or_on(args.cpu))?;
+    let opened = open(&args.bundle, args.threads, &args.gpu.or_on(args.cpu).through(args.rtx))?;
     let opened = match size(&lines, &opened.pipeline)? {
         Some(size) => prepared(opened, size)?,
         None => opened,
