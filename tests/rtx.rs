@@ -101,6 +101,20 @@ fn engines_of_one_size_are_built_for_each_architecture() {
 }
 
 #[test]
+fn a_run_in_tiles_takes_no_engine_of_the_vae() {
+    let folder = fresh_folder();
+    let (bundle, _) = bundle_of(&fixture("2b-fp32"), folder.path(), &options(None));
+    let output = folder.path().join("video.npy").display().to_string();
+    let run = ["run", "--tensorrt-rtx", "--prompt", "a fox", "--frames", "9", "--height", "16", "--width", "16"];
+    let run = [&run[..], &["--steps", "1", "--vae-tiling", "--output", &output]].concat();
+    let Some((_, text)) = ran(89, folder.path(), &bundle, &run) else { return };
+    let built: Vec<_> = text.lines().filter(|line| line.contains(": building ")).collect();
+    let expected = ["text_encoder", "transformer"]
+        .map(|name| format!("`{name}/model.onnx` at 9x16x16: building the engine, which takes minutes"));
+    assert_eq!(built, expected, "{text}");
+}
+
+#[test]
 fn what_tensorrt_rtx_does_not_take_is_one_message() {
     let folder = fresh_folder();
     let (bundle, _) = bundle_of(&fixture("2b-fp32"), folder.path(), &options(None));

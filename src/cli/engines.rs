@@ -21,8 +21,9 @@ pub(super) struct Got {
 /// Which of the engines that do are wanted.
 #[derive(Clone, Copy)]
 pub(super) enum Wanted {
-    /// Any; where there is none, one for this size and GPU alone is built.
-    Any,
+    /// Any; where there is none, one for this size and GPU alone is built. Of a VAE that works in tiles none: those have sizes of
+    /// their own.
+    Any { tiled: bool },
     /// One for just these sizes, built this way.
     This(Form),
 }
@@ -60,7 +61,10 @@ fn get_with(
     let components = &pipeline.bundle().manifest().components;
     let mut all = vec![];
     for &video in videos {
-        for runs in runs(pipeline, video).into_iter().filter(|runs| components.contains_key(runs.component)) {
+        let is_tiled =
+            |runs: &Runs| matches!(wanted, Wanted::Any { tiled: true }) && runs.component.starts_with("vae_");
+        let wanted_runs = runs(pipeline, video).into_iter().filter(|runs| !is_tiled(runs));
+        for runs in wanted_runs.filter(|runs| components.contains_key(runs.component)) {
             let what = format!("`{}` at {video}", runs.file());
             let mut built = None;
             let tell = |event| match event {
@@ -74,7 +78,7 @@ fn get_with(
                 }
             };
             let ready = match wanted {
-                Wanted::Any => match builder.find(&runs) {
+                Wanted::Any { .. } => match builder.find(&runs) {
                     Ok(Some(ready)) => Ok(ready),
                     Ok(None) => builder.get(&runs, Form::default(), tell),
                     Err(error) => Err(error),
@@ -94,9 +98,10 @@ fn get_with(
     Ok(all)
 }
 
-/// What was opened, with the engines for videos of this size where its bundle is for TensorRT.
-pub(super) fn prepared(opened: Opened, video: [usize; 3]) -> anyhow::Result<Opened> {
-    let got = get(&opened.pipeline, &[video.into()], None, Wanted::Any)?;
+/// What was opened, with the engines for videos of this size where its bundle is for TensorRT; whether any of them is decoded in
+/// tiles.
+pub(super) fn prepared(opened: Opened, video: [usize; 3], tiled: bool) -> anyhow::Result<Opened> {
+    let got = get(&opened.pipeline, &[video.into()], None, Wanted::Any { tiled })?;
     let engines: BTreeMap<_, _> = got.into_iter().map(|got| (got.runs.file(), got.ready.engine)).collect();
     Ok(Opened { pipeline: opened.pipeline.with_engines(engines), ..opened })
 }

@@ -102,7 +102,7 @@ fn run_one(args: &Args) -> anyhow::Result<Answer> {
     }
     let opened = open(&args.bundle, args.threads, &args.gpu.or_on(args.cpu).through(args.rtx))?;
     let request = limit::within(args, &opened.pipeline, args.wish.request(&opened.pipeline)?, "")?;
-    let opened = prepared(opened, [request.frames, request.height, request.width])?;
+    let opened = prepared(opened, [request.frames, request.height, request.width], request.vae_tiling)?;
     let pipeline = &opened.pipeline;
     show::warn(pipeline, &request, "")?;
     let mut planned = Planned::new(&args.output, args.wish.fps, pipeline, &request)?;
