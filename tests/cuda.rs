@@ -186,21 +186,21 @@ fn every_node_of_every_cuda_graph_has_a_kernel() {
 #[test]
 fn what_has_no_kernel_is_found() {
     let kernels = Kernels::read();
-    let model = |dtype: DType, convolved: bool| {
+    let model = |dtype: DType, target: Target, convolved: bool| {
         let graph = Graph::new();
         let x = graph.input("x", dtype, dims![1, 4, 2, 6, 6]);
         let y = if convolved { x.upsample([1, 1, 1, 2, 2]) } else { x.group_norm(2, 1e-5) };
         graph.output("y", y);
-        let lowered = pass::run(&mut Lower::new(Target::TensorRt), &graph).expect("a sound graph");
+        let lowered = pass::run(&mut Lower::new(target), &graph).expect("a sound graph");
         let bytes = serialize(&lowered, "test", |_| Err("no weights")).expect("no weights").bytes;
         let mut model = onnx::read(Path::new("test.onnx"), &bytes).expect("what was written");
         // As beside a `Conv` of `bfloat16`.
         model.opset = 22;
         model
     };
-    let missing: Vec<_> = without_kernel(&kernels, &model(DType::F32, false)).into_iter().collect();
+    let missing: Vec<_> = without_kernel(&kernels, &model(DType::F32, Target::TensorRt, false)).into_iter().collect();
     assert_eq!(missing, ["InstanceNormalization 22 f32,f32,f32>f32"]);
-    let missing: Vec<_> = without_kernel(&kernels, &model(DType::BF16, true)).into_iter().collect();
+    let missing: Vec<_> = without_kernel(&kernels, &model(DType::BF16, Target::Cpu, true)).into_iter().collect();
     assert_eq!(missing, ["Resize 19 bf16,-,f32>bf16"]);
 }
 
@@ -374,6 +374,22 @@ fn a_bundle_for_the_processor_is_compared_with_one_for_cuda() {
     command.env_remove("ORT_DYLIB_PATH").arg("quality").arg(&bundle).arg("--against").arg(&against);
     let output = command.args(["--steps", "1", "--samples", "1"]).output().expect("cogvx runs");
     assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+}
+
+/// The processor has no kernels for them.
+#[test]
+fn graphs_for_tensorrt_in_bf16_are_tried_on_cuda_before_anything_is_built_of_them() {
+    for checkpoint in ["2b-fp32", "5b-i2v"] {
+        let folder = fresh_folder();
+        let options =
+            ExportOptions { target: Target::TensorRt, precision: Some(DType::BF16), ..ExportOptions::default() };
+        let (bundle, _) = bundle_of(&fixture(checkpoint), folder.path(), &options);
+        let Some(mut command) = on_no_gpu(program(env!("CARGO_BIN_EXE_cogvx"))) else { return };
+        let output = command.arg("compile").arg(bundle).output().expect("cogvx runs");
+        // All of them run; what comes of a device that computes nothing is told.
+        let text = said(&output);
+        assert!(output.status.code() == Some(1) && text.contains(": zero latents\n"), "{checkpoint}: {text}");
+    }
 }
 
 /// Copies to and from the device and starts of recorded graphs, with the bytes, of a run of so many steps.
