@@ -5,6 +5,7 @@ mod common;
 use cogvx::export::{ExportOptions, VideoShape};
 use cogvx::preflight::{Preflight, preflight};
 use cogvx::quality::Fault;
+use cogvx_calibration::plan::Scheme;
 use cogvx_graphs::DType;
 use cogvx_graphs::pass::Target;
 
@@ -134,6 +135,25 @@ fn sizes_that_no_engine_takes_are_refused_before_anything_runs() {
         let (code, text) = ran(&["compile", bundle, "--shapes", shapes, "--cache", &format!("{open}.engines")]);
         assert_eq!((code, text), (Some(2), format!("error: `--shapes`: {expected}\n")), "{shapes}");
     }
+}
+
+#[test]
+fn quantized_graphs_in_bf16_cannot_be_tried() {
+    let folder = fresh_folder();
+    let bundle = folder.path().join("bundle");
+    let options = ExportOptions {
+        target: Target::TensorRt,
+        precision: Some(DType::BF16),
+        quantize: Some(Scheme::Int8Weight),
+        ..ExportOptions::default()
+    };
+    cogvx::export::export(&root().join("examples/shapes-model"), &bundle, &options, |_| {})
+        .expect("a sound checkpoint");
+    let bundle = bundle.display().to_string();
+    let (code, text) = ran(&["compile", &bundle]);
+    let expected = "quantized graphs in bf16 run nowhere but in TensorRT, so no tiny video can be made of them: export with \
+                    `--precision fp16`, or give `--no-preflight`";
+    assert_eq!((code, text), (Some(2), format!("error: `{bundle}`: {expected}\n")));
 }
 
 #[test]

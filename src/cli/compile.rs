@@ -123,9 +123,16 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
 
 /// The tiny video.
 fn look(args: &Args, bundle: &Bundle) -> anyhow::Result<Preflight> {
+    let manifest = bundle.manifest();
+    if manifest.accuracy == "bf16" && manifest.quantization.is_some() {
+        bail!(
+            "`{}`: quantized graphs in bf16 run nowhere but in TensorRT, so no tiny video can be made of them: export with \
+             `--precision fp16`, or give `--no-preflight`",
+            args.bundle.display()
+        );
+    }
     // The processor has no kernels for bf16.
-    let runtime =
-        if bundle.manifest().accuracy == "bf16" { args.gpu.start_cuda()? } else { Runtime::start(Device::Cpu, 0)? };
+    let runtime = if manifest.accuracy == "bf16" { args.gpu.start_cuda()? } else { Runtime::start(Device::Cpu, 0)? };
     interrupt::ends(runtime.interrupt());
     let pipeline = Pipeline::open(bundle.clone(), runtime)?;
     let reference = args.against.as_deref().map(|path| open(path, 0, &Gpu::default())).transpose()?;
