@@ -25,7 +25,7 @@ use ndarray::{Array2, ArrayD, Axis, IxDyn};
 use crate::bundle::{Bundle, BundleError, MANIFEST};
 use crate::picture::PictureError;
 use crate::positions::PositionsError;
-use crate::runtime::{Device, Input, Layout, Outputs, Runtime, RuntimeError, Session, Traits};
+use crate::runtime::{Device, Engine, Input, Layout, Outputs, Runtime, RuntimeError, Session, Traits};
 use crate::scheduler::{SchedulerConfig, SchedulerError};
 use crate::tokenizer::{Tokenizer, TokenizerError};
 
@@ -167,7 +167,7 @@ pub struct Pipeline {
     /// Whether latents stay on the device while noise is removed.
     resident: bool,
     /// What is loaded in place of graphs, by their paths in the bundle.
-    engines: BTreeMap<String, PathBuf>,
+    engines: BTreeMap<String, Engine>,
     tokenizer: Tokenizer,
     /// The transformer's configuration.
     pub dit: DitConfig,
@@ -223,10 +223,10 @@ impl Pipeline {
         Self { resident, ..self }
     }
 
-    /// Load these models in place of graphs, which are named by their paths in the bundle: engines that were built of them, see
+    /// Load these in place of graphs, which are named by their paths in the bundle: engines that were built of them, see
     /// [`Builder`](crate::engines::Builder).
     #[must_use]
-    pub fn with_engines(self, engines: BTreeMap<String, PathBuf>) -> Self {
+    pub fn with_engines(self, engines: BTreeMap<String, Engine>) -> Self {
         Self { engines, ..self }
     }
 
@@ -259,10 +259,14 @@ impl Pipeline {
             _ => manifest.quantization.is_some(),
         };
         let layout = if quantized { Layout::Packed } else { Layout::Mapped };
-        let path = self.engines.get(&file).cloned().unwrap_or_else(|| self.bundle.path(&file));
+        let path = self.bundle.path(&file);
         let repeats = component == TRANSFORMER && self.resident;
         let traits = Traits { repeats, ..Traits::of(&model, layout) };
-        Ok(if profile { self.runtime.load_profiled(&path, traits)? } else { self.runtime.load(&path, traits)? })
+        Ok(match self.engines.get(&file) {
+            Some(engine) => self.runtime.load_engine(engine, traits)?,
+            None if profile => self.runtime.load_profiled(&path, traits)?,
+            None => self.runtime.load(&path, traits)?,
+        })
     }
 
     /// Token ids of texts, `[texts, max_text_seq_length]`.

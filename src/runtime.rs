@@ -7,15 +7,18 @@ mod error;
 mod library;
 mod profile;
 mod resident;
+mod rtx;
 mod session;
 mod tensorrt;
 mod traits;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cogvx_graphs::cost::Freed;
+use ort::compiler::ModelCompiler;
 use ort::environment::Environment;
 use ort::ep::{ArbitrarilyConfigurableExecutionProvider, CPU, CUDA, TensorRT};
 use ort::logging::LogLevel;
@@ -32,9 +35,10 @@ use library::Build;
 pub use library::{Library, LibraryError, Origin, VERSION};
 pub use profile::NodeRun;
 pub use resident::{Bound, Resident};
+pub use rtx::RtxOptions;
 use session::Place;
 pub use session::{Input, Outputs, Session, State};
-pub use tensorrt::{ContextFile, EngineFiles, Profile, ProfileError, TensorRtOptions};
+pub use tensorrt::{ContextFile, Engine, EngineFiles, Profile, ProfileError, TensorRtOptions};
 pub use traits::{Layout, Traits};
 
 /// Where graphs run.
@@ -45,7 +49,7 @@ pub enum Device {
     Cpu,
     /// A CUDA device.
     Cuda,
-    /// A CUDA device, through TensorRT.
+    /// A CUDA device, through TensorRT or TensorRT-RTX.
     TensorRt,
 }
 
@@ -58,6 +62,8 @@ pub enum Setup {
     Cuda(CudaOptions),
     /// On a CUDA device, through TensorRT.
     TensorRt(Box<TensorRtOptions>),
+    /// On a CUDA device, engines through TensorRT-RTX and graphs without it.
+    Rtx(Box<RtxOptions>),
 }
 
 impl Default for Setup {
@@ -83,7 +89,7 @@ impl Setup {
         match self {
             Self::Cpu(_) => Device::Cpu,
             Self::Cuda(_) => Device::Cuda,
-            Self::TensorRt(_) => Device::TensorRt,
+            Self::TensorRt(_) | Self::Rtx(_) => Device::TensorRt,
         }
     }
 
@@ -94,7 +100,28 @@ impl Setup {
             Self::Cpu(_) => None,
             Self::Cuda(options) => Some(options),
             Self::TensorRt(options) => Some(&options.cuda),
+            Self::Rtx(options) => Some(&options.cuda),
         }
+    }
+}
+
+impl Setup {
+    /// The options that TensorRT or TensorRT-RTX gets for a graph and that its engine depends on, by name; none for other setups.
+    ///
+    /// # Errors
+    /// An input with a size that the profile does not know.
+    pub fn described(&self, traits: Traits<'_>) -> Result<BTreeMap<String, String>, ProfileError> {
+        match self {
+            Self::TensorRt(options) => options.described(traits),
+            Self::Rtx(options) => options.described(traits),
+            Self::Cpu(_) | Self::Cuda(_) => Ok(BTreeMap::new()),
+        }
+    }
+
+    /// The options of TensorRT-RTX for the graph in this file, if engines run through that.
+    fn rtx(&self, traits: Traits<'_>, path: &Path) -> Result<Option<Pairs>, RuntimeError> {
+        let Self::Rtx(options) = self else { return Ok(None) };
+        options.provider(traits).map(Some).map_err(|source| RuntimeError::Profile { path: path.into(), source })
     }
 }
 
@@ -201,14 +228,16 @@ impl Runtime {
     pub fn start(setup: impl Into<Setup>, threads: usize) -> Result<Self, RuntimeError> {
         let setup = setup.into();
         let (environment, path) = environment(setup.device())?;
-        if setup.device() != Device::Cpu {
-            driver::load(setup.device() == Device::TensorRt)?;
-        }
+        let rtx = driver::load(&setup)?;
         environment.set_log_level(LogLevel::Fatal);
         let runs = Runs::new().map_err(|e| RuntimeError::Start { path, message: line(&e) })?;
         let runtime = Self { environment, setup, threads, interrupt: Interrupt(Arc::new(runs), Arc::default()) };
-        if runtime.setup.cuda().is_some() {
+        if let Some(options) = runtime.setup.cuda() {
             resident::try_device(&runtime)?;
+            if let Some(library) = rtx {
+                rtx::register(&runtime.environment, &library)?;
+                rtx::device(&runtime.environment, options.device)?;
+            }
         }
         Ok(runtime)
     }
@@ -248,6 +277,27 @@ impl Runtime {
         self.load_with(path, traits.into(), None)
     }
 
+    /// Load an engine in place of the graph it was built of, which `traits` tell of.
+    ///
+    /// # Errors
+    /// A file that cannot be read, an engine that the device does not take, or weights that are not those of the graph.
+    pub fn load_engine<'a>(&self, engine: &Engine, traits: impl Into<Traits<'a>>) -> Result<Session, RuntimeError> {
+        let traits = traits.into();
+        let Engine { model, weights_from } = engine;
+        let (Some(folder), Setup::TensorRt(options)) = (weights_from, &self.setup) else {
+            let providers = Providers { rtx: self.setup.rtx(traits, model)?, ..self.providers(traits, model)? };
+            return self.load_file(model, &providers, traits, None);
+        };
+        let failed = |e: std::io::Error| RuntimeError::Load { path: model.clone(), message: e.to_string() };
+        let folder = std::path::absolute(folder).map_err(failed)?;
+        let bytes = std::fs::read(model).map_err(failed)?;
+        let setup = TensorRtOptions { weights_from: Some(folder), ..(**options).clone() };
+        let providers = Providers::of(&Setup::TensorRt(Box::new(setup)), traits);
+        let providers = providers.map_err(|source| RuntimeError::Profile { path: model.clone(), source })?;
+        // From memory: of a model in a file the provider takes no weights but from below the current folder.
+        self.load_bytes(model, &bytes, &providers, traits)
+    }
+
     /// The same; each node is timed in each run, for [`Session::profile`].
     ///
     /// # Errors
@@ -260,12 +310,45 @@ impl Runtime {
 
     fn load_with(&self, path: &Path, traits: Traits<'_>, profile: Option<TempDir>) -> Result<Session, RuntimeError> {
         let traits = Traits { layout: self.layout(traits), ..traits };
-        let profile_shapes = |source| RuntimeError::Profile { path: path.into(), source };
-        let providers = Providers::of(&self.setup, traits).map_err(profile_shapes)?;
-        let opened = self.builder(&providers, traits, profile.as_ref().map(TempDir::path));
+        self.load_file(path, &self.providers(traits, path)?, traits, profile)
+    }
+
+    fn load_file(
+        &self,
+        path: &Path,
+        providers: &Providers,
+        traits: Traits<'_>,
+        profile: Option<TempDir>,
+    ) -> Result<Session, RuntimeError> {
+        let opened = self.builder(providers, traits, profile.as_ref().map(TempDir::path));
         let inner = opened.and_then(|mut builder| builder.commit_from_file(path));
         let inner = inner.map_err(|e| self.refused(path, &e))?;
         Ok(self.session(inner, path, traits, profile))
+    }
+
+    /// Build an engine of the graph in the file `graph` with TensorRT-RTX: a model of `EPContext` nodes in the file `to`, and what
+    /// belongs to it beside it.
+    ///
+    /// # Errors
+    /// A runtime of another provider, or a graph that TensorRT-RTX has no engine for.
+    pub fn compile<'a>(&self, graph: &Path, traits: impl Into<Traits<'a>>, to: &Path) -> Result<(), RuntimeError> {
+        // All of the graph is to be one engine, whatever computes its sizes.
+        let traits = Traits { fixed: true, ..traits.into() };
+        let providers = Providers { rtx: self.setup.rtx(traits, graph)?, tensorrt: None, cuda: None };
+        if providers.rtx.is_none() {
+            let message = "expected a runtime of TensorRT-RTX".into();
+            return Err(RuntimeError::Load { path: graph.into(), message });
+        }
+        let built = || -> ort::Result<()> {
+            let compiler = ModelCompiler::new(self.builder(&providers, traits, None)?)?;
+            compiler.with_model_from_file(graph)?.compile_to_file(to)
+        };
+        built().map_err(|e| self.refused(graph, &e))
+    }
+
+    /// The providers of a graph in this file.
+    fn providers(&self, traits: Traits<'_>, path: &Path) -> Result<Providers, RuntimeError> {
+        Providers::of(&self.setup, traits).map_err(|source| RuntimeError::Profile { path: path.into(), source })
     }
 
     /// How weights of a graph are kept.
@@ -279,12 +362,23 @@ impl Runtime {
     /// Load a graph that cogvx just made; on a GPU CUDA runs it, without an engine.
     pub(super) fn load_made(&self, name: &str, model: &[u8]) -> Result<Session, RuntimeError> {
         let traits = Traits { fixed: true, ..Traits::default() };
-        let providers = Providers { tensorrt: None, cuda: self.setup.cuda().map(|options| options.provider(traits)) };
-        let opened = self.builder(&providers, traits, None);
+        let cuda = self.setup.cuda().map(|options| options.provider(traits));
+        let providers = Providers { tensorrt: None, rtx: None, cuda };
+        self.load_bytes(Path::new(name), model, &providers, traits)
+    }
+
+    /// Load a model that is in memory; `name` is for messages.
+    fn load_bytes(
+        &self,
+        name: &Path,
+        model: &[u8],
+        providers: &Providers,
+        traits: Traits<'_>,
+    ) -> Result<Session, RuntimeError> {
+        let opened = self.builder(providers, traits, None);
         let inner = opened.and_then(|mut builder| builder.commit_from_memory(model));
-        let path = PathBuf::from(name);
-        let inner = inner.map_err(|e| self.refused(&path, &e))?;
-        Ok(self.session(inner, &path, traits, None))
+        let inner = inner.map_err(|e| self.refused(name, &e))?;
+        Ok(self.session(inner, name, traits, None))
     }
 
     fn session(
@@ -315,7 +409,7 @@ impl Runtime {
         traits: Traits<'_>,
         profile: Option<&Path>,
     ) -> ort::Result<SessionBuilder> {
-        let on_cpu = providers.cuda.is_none();
+        let on_cpu = providers.cuda.is_none() && providers.rtx.is_none();
         let mut list = vec![];
         if let Some(pairs) = &providers.tensorrt {
             list.push(configured(TensorRT::default(), pairs).build().error_on_failure());
@@ -328,7 +422,13 @@ impl Runtime {
             let keeps = cpu::freed(&self.setup, traits) != Freed::GivenBack;
             list.push(CPU::default().with_arena_allocator(keeps).build());
         }
-        let mut builder = ort::session::Session::builder(&self.environment)?
+        let mut builder = ort::session::Session::builder(&self.environment)?;
+        if let (Some(pairs), Some(options)) = (&providers.rtx, self.setup.cuda()) {
+            // Known to be there since the start.
+            let device = rtx::device(&self.environment, options.device).map_err(|e| ort::Error::new(e.to_string()))?;
+            builder = builder.with_devices([device], Some(&rtx::named(pairs)))?;
+        }
+        let mut builder = builder
             .with_optimization_level(cpu::optimization(traits.layout))?
             // From the second run with the same sizes on ONNX Runtime would take one block for all that nodes make, from begin to
             // end: of the VAE at 480x720 that is a quarter more than is in use at once.
@@ -355,6 +455,7 @@ impl Runtime {
 /// The options of the execution providers of a session, in the order they are asked; none is the processor alone.
 struct Providers {
     tensorrt: Option<Pairs>,
+    rtx: Option<Pairs>,
     cuda: Option<Pairs>,
 }
 
@@ -364,7 +465,8 @@ impl Providers {
             Setup::TensorRt(options) => Some(options.provider(traits)?),
             _ => None,
         };
-        Ok(Self { tensorrt, cuda: setup.cuda().map(|options| options.provider(traits)) })
+        // TensorRT-RTX gets engines alone: of a graph of open sizes it would build one for all sizes there can be.
+        Ok(Self { tensorrt, rtx: None, cuda: setup.cuda().map(|options| options.provider(traits)) })
     }
 }
 

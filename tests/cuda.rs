@@ -2,13 +2,13 @@
 //! installed (`cogvx runtime --device cuda`) the library itself says so, on a CUDA that computes nothing (`tests/cuda/device.c`).
 
 mod common;
+mod played;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::OnceLock;
 
 use cogvx::export::{Component, ExportOptions, VideoShape};
 use cogvx::runtime::{CudaOptions, Device, Input, Layout, Runtime, Setup, Traits};
@@ -22,6 +22,7 @@ use ndarray::{ArrayD, IxDyn};
 use tempfile::TempDir;
 
 use common::{Checkpoint, bundle_of, checkpoints, fixture, fresh_folder, graphs, program, root, said};
+use played::{on_no_gpu, without_gpu};
 
 /// A size that every fixture can be exported for.
 const FIXED: VideoShape = VideoShape { frames: 9, height: 32, width: 48 };
@@ -185,75 +186,22 @@ fn every_node_of_every_cuda_graph_has_a_kernel() {
 #[test]
 fn what_has_no_kernel_is_found() {
     let kernels = Kernels::read();
-    let model = |dtype: DType, convolved: bool| {
+    let model = |dtype: DType, target: Target, convolved: bool| {
         let graph = Graph::new();
         let x = graph.input("x", dtype, dims![1, 4, 2, 6, 6]);
         let y = if convolved { x.upsample([1, 1, 1, 2, 2]) } else { x.group_norm(2, 1e-5) };
         graph.output("y", y);
-        let lowered = pass::run(&mut Lower::new(Target::TensorRt), &graph).expect("a sound graph");
+        let lowered = pass::run(&mut Lower::new(target), &graph).expect("a sound graph");
         let bytes = serialize(&lowered, "test", |_| Err("no weights")).expect("no weights").bytes;
         let mut model = onnx::read(Path::new("test.onnx"), &bytes).expect("what was written");
         // As beside a `Conv` of `bfloat16`.
         model.opset = 22;
         model
     };
-    let missing: Vec<_> = without_kernel(&kernels, &model(DType::F32, false)).into_iter().collect();
+    let missing: Vec<_> = without_kernel(&kernels, &model(DType::F32, Target::TensorRt, false)).into_iter().collect();
     assert_eq!(missing, ["InstanceNormalization 22 f32,f32,f32>f32"]);
-    let missing: Vec<_> = without_kernel(&kernels, &model(DType::BF16, true)).into_iter().collect();
+    let missing: Vec<_> = without_kernel(&kernels, &model(DType::BF16, Target::Cpu, true)).into_iter().collect();
     assert_eq!(missing, ["Resize 19 bf16,-,f32>bf16"]);
-}
-
-/// Where ONNX Runtime's CUDA provider is installed, a folder with it and libraries that compute nothing; or why there is none.
-fn without_gpu() -> &'static Result<(TempDir, PathBuf), String> {
-    static FOLDER: OnceLock<Result<(TempDir, PathBuf), String>> = OnceLock::new();
-    FOLDER.get_or_init(|| {
-        let base = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-        let base = base.or_else(|| std::env::home_dir().map(|home| home.join(".cache"))).unwrap_or_default();
-        let version = cogvx::runtime::VERSION;
-        let folder = base.join(format!("cogvx/onnxruntime-gpu-{version}/onnxruntime/capi"));
-        let library = folder.join(format!("libonnxruntime.so.{version}"));
-        if !folder.join("libonnxruntime_providers_cuda.so").is_file() {
-            return Err(format!(
-                "skipped: {}: nothing there; `cogvx runtime --device cuda` installs it",
-                folder.display()
-            ));
-        }
-        let made = fresh_folder();
-        for (define, name, version) in [
-            ("CUDART", "libcudart.so.13", Some("libcudart.so.13")),
-            ("CUBLAS", "libcublas.so.13", Some("libcublas.so.13")),
-            ("CUBLASLT", "libcublasLt.so.13", Some("libcublasLt.so.13")),
-            ("CURAND", "libcurand.so.10", None),
-            ("CUDNN", "libcudnn.so.9", None),
-            ("CUDA", "libcuda.so.1", None),
-        ] {
-            let mut cc = Command::new("cc");
-            cc.args(["-shared", "-fPIC", "-w", &format!("-D{define}"), &format!("-Wl,-soname,{name}"), "-o"]);
-            cc.arg(made.path().join(name)).arg(root().join("tests/cuda/device.c"));
-            if let Some(version) = version {
-                let map = made.path().join("map");
-                fs::write(&map, format!("{version} {{ global: *; }};")).expect("a writable folder");
-                cc.arg(format!("-Wl,--version-script={}", map.display()));
-            }
-            let output = cc.output().map_err(|e| format!("skipped: cc: {e}"))?;
-            assert!(output.status.success(), "{}", said(&output));
-        }
-        Ok((made, library))
-    })
-}
-
-/// A command that sees a GPU which computes nothing.
-fn on_no_gpu(mut command: Command) -> Option<Command> {
-    match without_gpu() {
-        Ok((folder, library)) => {
-            command.env("LD_LIBRARY_PATH", folder.path()).env("ORT_DYLIB_PATH", library);
-            Some(command)
-        }
-        Err(why) => {
-            println!("{why}");
-            None
-        }
-    }
 }
 
 /// One of the tests below, in a process of its own, where the libraries are found.
@@ -426,6 +374,22 @@ fn a_bundle_for_the_processor_is_compared_with_one_for_cuda() {
     command.env_remove("ORT_DYLIB_PATH").arg("quality").arg(&bundle).arg("--against").arg(&against);
     let output = command.args(["--steps", "1", "--samples", "1"]).output().expect("cogvx runs");
     assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+}
+
+/// The processor has no kernels for them.
+#[test]
+fn graphs_for_tensorrt_in_bf16_are_tried_on_cuda_before_anything_is_built_of_them() {
+    for checkpoint in ["2b-fp32", "5b-i2v"] {
+        let folder = fresh_folder();
+        let options =
+            ExportOptions { target: Target::TensorRt, precision: Some(DType::BF16), ..ExportOptions::default() };
+        let (bundle, _) = bundle_of(&fixture(checkpoint), folder.path(), &options);
+        let Some(mut command) = on_no_gpu(program(env!("CARGO_BIN_EXE_cogvx"))) else { return };
+        let output = command.arg("compile").arg(bundle).output().expect("cogvx runs");
+        // All of them run; what comes of a device that computes nothing is told.
+        let text = said(&output);
+        assert!(output.status.code() == Some(1) && text.contains(": zero latents\n"), "{checkpoint}: {text}");
+    }
 }
 
 /// Copies to and from the device and starts of recorded graphs, with the bytes, of a run of so many steps.

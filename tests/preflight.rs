@@ -2,9 +2,10 @@
 
 mod common;
 
-use cogvx::export::ExportOptions;
+use cogvx::export::{ExportOptions, VideoShape};
 use cogvx::preflight::{Preflight, preflight};
 use cogvx::quality::Fault;
+use cogvx_calibration::plan::Scheme;
 use cogvx_graphs::DType;
 use cogvx_graphs::pass::Target;
 
@@ -94,6 +95,65 @@ fn compile_looks_before_it_builds() {
     assert_eq!(code, Some(1), "{text}");
     assert!(text.contains("17x64x64: NaN or infinity from the transformer\nno engine was built: "), "{text}");
     assert!(!folder.path().join("engines").exists());
+}
+
+#[test]
+fn sizes_that_no_engine_takes_are_refused_before_anything_runs() {
+    let folder = fresh_folder();
+    let exported = |name: &str, shapes: Option<VideoShape>| {
+        let path = folder.path().join(name);
+        let options =
+            ExportOptions { target: Target::TensorRt, precision: Some(DType::F16), shapes, ..ExportOptions::default() };
+        cogvx::export::export(&fixture("2b-fp32"), &path, &options, |_| {}).expect("a sound checkpoint");
+        path.display().to_string()
+    };
+    let open = exported("open", None);
+    let fixed = exported("fixed", Some(VideoShape { frames: 9, height: 32, width: 48 }));
+    for (bundle, shapes, expected) in [
+        (
+            &open,
+            "17x32x48..9x32x48",
+            "expected a range from the least frames, rows and columns to the greatest, found `17x32x48..9x32x48`",
+        ),
+        (
+            &open,
+            "9x32x48,9x64x48..17x32x48",
+            "expected a range from the least frames, rows and columns to the greatest, found `9x64x48..17x32x48`",
+        ),
+        (
+            &open,
+            "1x32x48..9x32x48",
+            "expected a range from 5 frames on, found `1x32x48..9x32x48`: one frame has an engine of its own",
+        ),
+        (&open, "9x32x48..", "expected FRAMESxHEIGHTxWIDTH such as 49x480x720, found ``"),
+        (
+            &fixed,
+            "9x32x48..17x32x48",
+            "expected one size, that of the bundle's graphs, found the range 9x32x48..17x32x48",
+        ),
+    ] {
+        let (code, text) = ran(&["compile", bundle, "--shapes", shapes, "--cache", &format!("{open}.engines")]);
+        assert_eq!((code, text), (Some(2), format!("error: `--shapes`: {expected}\n")), "{shapes}");
+    }
+}
+
+#[test]
+fn quantized_graphs_in_bf16_cannot_be_tried() {
+    let folder = fresh_folder();
+    let bundle = folder.path().join("bundle");
+    let options = ExportOptions {
+        target: Target::TensorRt,
+        precision: Some(DType::BF16),
+        quantize: Some(Scheme::Int8Weight),
+        ..ExportOptions::default()
+    };
+    cogvx::export::export(&root().join("examples/shapes-model"), &bundle, &options, |_| {})
+        .expect("a sound checkpoint");
+    let bundle = bundle.display().to_string();
+    let (code, text) = ran(&["compile", &bundle]);
+    let expected = "quantized graphs in bf16 run nowhere but in TensorRT, so no tiny video can be made of them: export with \
+                    `--precision fp16`, or give `--no-preflight`";
+    assert_eq!((code, text), (Some(2), format!("error: `{bundle}`: {expected}\n")));
 }
 
 #[test]

@@ -106,12 +106,12 @@ fn table(listed: &[Listed], full: bool) -> comfy_table::Table {
         let name = &name[..12.min(name.len())];
         match entry {
             Ok(entry) => {
-                let Key { file, video, precision, provider, gpu, .. } = &entry.key;
+                let Key { file, video, .. } = &entry.key;
                 table.add_row([
                     name.into(),
                     file.clone(),
                     video.clone(),
-                    format!("{precision}, {provider}, {} ({}), driver {}", gpu.name, gpu.architecture, gpu.driver),
+                    made_for(&entry.key),
                     HumanBytes(entry.bytes).to_string(),
                     HumanDuration(Duration::from_secs_f64(entry.seconds.clamp(0.0, 1e9))).to_string(),
                     ago,
@@ -136,6 +136,13 @@ fn table(listed: &[Listed], full: bool) -> comfy_table::Table {
     table
 }
 
+/// What an engine is for, beside a graph and a size.
+fn made_for(key: &Key) -> String {
+    let Key { precision, provider, gpu, .. } = key;
+    let stripped = if key.is_stripped() { " without weights" } else { "" };
+    format!("{precision}, {provider}{stripped}, {gpu}")
+}
+
 /// Reads a time such as `30d`, `12h`, `5m` or `90s`.
 fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || "expected a time such as 30d, 12h, 5m or 90s".to_string();
@@ -154,6 +161,23 @@ fn duration(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_list_tells_engines_of_one_gpu_and_of_all_apart_and_those_without_weights() {
+        let key = |gpu: serde_json::Value, options: serde_json::Value| {
+            let key = json!({
+                "file": "transformer/model.onnx", "video": "9x32x48", "graph": "a", "weights": {}, "precision": "fp16",
+                "provider": "tensorrt", "libraries": {}, "gpu": gpu, "options": options,
+            });
+            serde_json::from_value::<Key>(key).expect("a key")
+        };
+        let own = json!({"name": "H200", "architecture": "9.0", "driver": "580.1"});
+        let any = json!({"name": "any", "architecture": "8.0 or newer", "driver": "any"});
+        assert_eq!(made_for(&key(own, json!({}))), "fp16, tensorrt, H200 (9.0), driver 580.1");
+        let stripped = json!({"trt_weight_stripped_engine_enable": "1"});
+        let expected = "fp16, tensorrt without weights, any (8.0 or newer), driver any";
+        assert_eq!(made_for(&key(any, stripped)), expected);
+    }
 
     #[test]
     fn times_are_read_as_they_are_written() {

@@ -7,7 +7,7 @@ use super::memory;
 use super::progress::say;
 use crate::bundle::Manifest;
 use crate::pipeline;
-use crate::runtime::{CpuOptions, CudaOptions, Device, Runtime, RuntimeError, Setup, TensorRtOptions};
+use crate::runtime::{CpuOptions, CudaOptions, Device, RtxOptions, Runtime, RuntimeError, Setup, TensorRtOptions};
 
 /// How a bundle for a GPU runs.
 #[derive(Args, Clone, Default)]
@@ -30,6 +30,17 @@ pub(super) struct Gpu {
     /// How bundles for the processor run.
     #[arg(skip)]
     cpu: CpuOptions,
+    /// Engines are TensorRT-RTX's.
+    #[arg(skip)]
+    rtx: bool,
+}
+
+/// Whose engines a bundle for TensorRT runs.
+#[derive(Args, Clone, Copy, Default)]
+pub(super) struct Rtx {
+    /// Take TensorRT-RTX in TensorRT's place, for RTX GPUs (compute capability 8.6, 8.9, 12.0 or newer)
+    #[arg(long, help_heading = "GPU")]
+    tensorrt_rtx: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -46,6 +57,11 @@ impl Gpu {
     /// The same, with how bundles for the processor run.
     pub fn or_on(&self, cpu: CpuOptions) -> Self {
         Self { cpu, ..self.clone() }
+    }
+
+    /// The same, with whose engines bundles for TensorRT run.
+    pub fn through(&self, rtx: Rtx) -> Self {
+        Self { rtx: rtx.tensorrt_rtx, ..self.clone() }
     }
 
     /// ONNX Runtime for the bundle of `manifest`.
@@ -67,7 +83,7 @@ impl Gpu {
 
     /// ONNX Runtime on the GPU, without TensorRT.
     pub fn start_cuda(&self) -> anyhow::Result<Runtime> {
-        Ok(Runtime::start(self.setup("cuda")?, 0)?)
+        Ok(Runtime::start(Self { rtx: false, ..self.clone() }.setup("cuda")?, 0)?)
     }
 
     fn setup(&self, target: &str) -> anyhow::Result<Setup> {
@@ -77,9 +93,16 @@ impl Gpu {
         {
             bail!("`--{option}`: expected a bundle exported with `--target cpu`, found one for `{target}`");
         }
+        if self.rtx && pipeline::device(target) != Device::TensorRt {
+            bail!("`--tensorrt-rtx`: expected a bundle exported with `--target tensorrt`, found one for `{target}`");
+        }
+        if self.rtx && self.cuda_graph {
+            bail!("`--cuda-graph`: expected no such option with `--tensorrt-rtx`");
+        }
         let cuda = CudaOptions { device: self.device.unwrap_or(0), memory_limit: self.memory, graphs: self.cuda_graph };
         match pipeline::device(target) {
             Device::Cuda => Ok(Setup::Cuda(cuda)),
+            Device::TensorRt if self.rtx => Ok(Setup::Rtx(Box::new(RtxOptions { cuda, ..RtxOptions::default() }))),
             Device::TensorRt => Ok(Setup::TensorRt(Box::new(TensorRtOptions { cuda, ..TensorRtOptions::default() }))),
             Device::Cpu => {
                 let asked = [
@@ -114,6 +137,22 @@ mod tests {
         let cuda = CudaOptions { device: 1, ..CudaOptions::default() };
         assert_eq!(gpu.setup("cuda").ok(), Some(Setup::Cuda(cuda)));
         assert_eq!(Gpu::default().setup("cpu").ok(), Some(Setup::default()));
+    }
+
+    #[test]
+    fn engines_of_tensorrt_rtx_are_for_bundles_of_tensorrt() {
+        let gpu = Gpu { device: Some(1), ..Gpu::default() }.through(Rtx { tensorrt_rtx: true });
+        let said = |setup: anyhow::Result<Setup>| setup.expect_err("refused").to_string();
+        assert_eq!(
+            said(gpu.setup("cuda")),
+            "`--tensorrt-rtx`: expected a bundle exported with `--target tensorrt`, found one for `cuda`"
+        );
+        let recorded = Gpu { cuda_graph: true, ..gpu.clone() };
+        assert_eq!(said(recorded.setup("tensorrt")), "`--cuda-graph`: expected no such option with `--tensorrt-rtx`");
+        let cuda = CudaOptions { device: 1, ..CudaOptions::default() };
+        let options = RtxOptions { cuda, ..RtxOptions::default() };
+        assert_eq!(gpu.setup("tensorrt").ok(), Some(Setup::Rtx(Box::new(options))));
+        assert_eq!(Gpu::default().setup("tensorrt").ok(), Some(Setup::from(Device::TensorRt)));
     }
 
     #[test]

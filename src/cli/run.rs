@@ -67,6 +67,8 @@ pub(super) struct Args {
     cpu: super::cpu::Cpu,
     #[command(flatten)]
     gpu: super::gpu::Gpu,
+    #[command(flatten)]
+    rtx: super::gpu::Rtx,
     /// Tell what each stage took: seconds and peak memory, as a table or as JSON on standard output
     #[arg(long, value_name = "FORM", num_args = 0..=1, require_equals = true, default_missing_value = "table")]
     stats: Option<StatsForm>,
@@ -98,9 +100,9 @@ fn run_one(args: &Args) -> anyhow::Result<Answer> {
     if let Some(path) = state.filter(|path| same_place(path, &args.output)) {
         bail!("`{}`: expected another file than the video's", path.display());
     }
-    let opened = open(&args.bundle, args.threads, &args.gpu.or_on(args.cpu.within(args.max_memory)))?;
+    let opened = open(&args.bundle, args.threads, &args.gpu.or_on(args.cpu.within(args.max_memory)).through(args.rtx))?;
     let request = limit::within(args, &opened.pipeline, args.wish.request(&opened.pipeline)?, "")?;
-    let opened = prepared(opened, [request.frames, request.height, request.width])?;
+    let opened = prepared(opened, [request.frames, request.height, request.width], request.vae_tiling)?;
     let pipeline = &opened.pipeline;
     show::warn(pipeline, &request, "")?;
     let mut planned = Planned::new(&args.output, args.wish.fps, pipeline, &request)?;

@@ -13,6 +13,10 @@ pub enum EnginesError {
     Io { path: PathBuf, source: std::io::Error },
     #[error(transparent)]
     Bundle(#[from] BundleError),
+    #[error("`--hardware-compatible`: expected a GPU of compute capability 8.0 or newer, found {0}")]
+    Architecture(String),
+    #[error("`--weight-stripped`, `--hardware-compatible`: expected TensorRT, found TensorRT-RTX, which takes neither")]
+    Form,
     /// The builder failed; what it had written is gone.
     #[error("{0}")]
     Build(String),

@@ -145,6 +145,29 @@ impl Store {
         })
     }
 
+    /// The first of these engines that is there; if none is, one of the same kind whose range of sizes holds theirs, the narrowest.
+    ///
+    /// # Errors
+    /// A folder that cannot be looked into.
+    pub fn choose(&self, keys: &[Key]) -> Result<Option<Entry>, EnginesError> {
+        for key in keys {
+            if let Found::Ready(entry) = self.find(key)? {
+                return Ok(Some(*entry));
+            }
+        }
+        let listed: Vec<_> = self.list(false)?.into_iter().filter_map(|listed| Some(listed.entry.ok()?.key)).collect();
+        for wanted in keys {
+            let mut ranges: Vec<_> = listed.iter().filter(|key| key.holds(wanted)).collect();
+            ranges.sort_by_key(|key| key.width());
+            for key in ranges {
+                if let Found::Ready(entry) = self.find(key)? {
+                    return Ok(Some(*entry));
+                }
+            }
+        }
+        Ok(None)
+    }
+
     /// The engine of `key`: the one that is there, or else the one that `build` writes into an empty folder. Where another
     /// process builds it, that one is waited for. `stop` ends the waiting.
     ///

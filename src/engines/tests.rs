@@ -6,8 +6,12 @@ use std::time::{Duration, SystemTime};
 
 use tempfile::TempDir;
 
-use super::key::tests::key;
+use super::key::tests::{key, key_for};
 use super::*;
+use crate::bundle::Bundle;
+use crate::export::{ExportOptions, export};
+use crate::pipeline::Pipeline;
+use crate::runtime::{CudaOptions, Device, Engine, RtxOptions, Runtime, Setup, TensorRtOptions};
 
 fn store() -> (TempDir, Store) {
     let folder = tempfile::tempdir().expect("a folder");
@@ -228,4 +232,134 @@ fn garbage_is_what_is_damaged_unused_or_too_much_oldest_first() {
     assert_eq!(store.gc(Some(10), None, false).expect("removed").names, [keys[1].hash()]);
     assert_eq!(left(&store), [false, false, true, false]);
     assert_eq!(store.gc(Some(10), None, false).expect("removed"), Removed::default());
+}
+
+#[test]
+fn of_engines_that_do_the_one_asked_for_first_is_taken_and_ranges_last() {
+    let (_folder, store) = store();
+    let chosen = |keys: &[Key]| store.choose(keys).expect("looked").map(|entry| text(&entry));
+    let shapes = |frames: [u64; 3]| frames.map(|frames| format!("x:2x{frames}x60x90"));
+    let key = |video: &str, frames: [u64; 3]| key_for(video, shapes(frames).each_ref().map(String::as_str));
+    let wanted = [key("one", [9, 9, 9]), Key { precision: "other".into(), ..key("one", [9, 9, 9]) }];
+    assert_eq!(chosen(&wanted), None);
+    for (name, range) in [("wide", [1, 25, 25]), ("narrow", [5, 13, 13]), ("beside", [13, 25, 25])] {
+        build(&store, &key(name, range), name).expect("built");
+    }
+    assert_eq!(chosen(&wanted).as_deref(), Some("narrow"));
+    assert_eq!(chosen(&wanted[1..]), None);
+    build(&store, &wanted[1], "second").expect("built");
+    assert_eq!(chosen(&wanted).as_deref(), Some("second"));
+    let (first, _) = build(&store, &wanted[0], "first").expect("built");
+    assert_eq!(chosen(&wanted).as_deref(), Some("first"));
+    // A damaged one is none.
+    fs::write(first.folder.join("model.engine"), "fIrst").expect("written");
+    assert_eq!(chosen(&wanted).as_deref(), Some("second"));
+    for damaged in [&wanted[1], &key("narrow", [5, 13, 13])] {
+        fs::write(store.folder().join(damaged.hash()).join("model.engine"), "damage").expect("written");
+    }
+    assert_eq!(chosen(&wanted).as_deref(), Some("wide"));
+}
+
+/// A bundle for TensorRT, opened on the processor.
+fn pipeline(folder: &TempDir) -> Pipeline {
+    let target = cogvx_graphs::pass::Target::TensorRt;
+    let options = ExportOptions { target, precision: Some(cogvx_graphs::DType::F16), ..ExportOptions::default() };
+    let checkpoint = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/2b-fp32");
+    let path = folder.path().join("bundle");
+    export(&checkpoint, &path, &options, |_| {}).expect("a sound checkpoint");
+    let runtime = Runtime::start(Device::Cpu, 1).expect("a processor");
+    Pipeline::open(Bundle::open(&path).expect("a bundle"), runtime).expect("a bundle")
+}
+
+fn builder<'a>(pipeline: &'a Pipeline, store: &'a Store, stop: &'a AtomicBool) -> Builder<'a> {
+    let setup = Setup::from(Device::TensorRt);
+    Builder { bundle: pipeline.bundle(), runtime: pipeline.runtime(), store, setup, gpu: key().gpu, stop }
+}
+
+#[test]
+fn keys_of_forms_differ_in_what_an_engine_of_that_form_depends_on() {
+    let (folder, store) = store();
+    let pipeline = pipeline(&folder);
+    let stop = AtomicBool::new(false);
+    let here = builder(&pipeline, &store, &stop);
+    let runs = runs(&pipeline, [9, 32, 48].into()).swap_remove(1);
+    let keys = |builder: &Builder<'_>| builder.keys(&runs, &Form::ALL).expect("keys");
+    let own = keys(&here);
+    let names: std::collections::BTreeSet<_> = own.iter().map(Key::hash).collect();
+    assert_eq!(names.len(), 4);
+    assert_eq!(own.iter().map(Key::is_stripped).collect::<Vec<_>>(), [false, true, false, true]);
+    let text = format!("{own:?}");
+    assert!(!text.contains(&folder.path().display().to_string()) && !text.contains("device_id"), "{text}");
+    // Of a GPU and a driver an engine for all GPUs knows nothing; libraries count for every engine.
+    let other = Gpu { name: "L40".into(), architecture: "8.9".into(), driver: "590.1".into() };
+    let cuda = CudaOptions { device: 3, ..CudaOptions::default() };
+    let setup = Setup::TensorRt(Box::new(TensorRtOptions { cuda: cuda.clone(), ..TensorRtOptions::default() }));
+    let there = keys(&Builder { gpu: other, setup, ..builder(&pipeline, &store, &stop) });
+    let same: Vec<_> = own.iter().zip(&there).map(|(own, there)| own == there).collect();
+    assert_eq!(same, [false, false, true, true]);
+    assert!(own[2].libraries.contains_key("onnxruntime"));
+    let old = Builder { gpu: Gpu { architecture: "7.5".into(), ..key().gpu }, ..builder(&pipeline, &store, &stop) };
+    assert!(matches!(old.keys(&runs, &Form::ALL), Err(EnginesError::Architecture(_))));
+    assert!(matches!(old.find(&runs), Ok(None)));
+
+    // TensorRT-RTX's is for an architecture that it knows, or else for the GPU, and of one form.
+    let rtx = |architecture: &str, number: &str| {
+        let gpu = Gpu { name: number.into(), architecture: architecture.into(), driver: number.into() };
+        let setup = Setup::Rtx(Box::new(RtxOptions { cuda: cuda.clone(), ..RtxOptions::default() }));
+        let builder = Builder { setup, gpu, ..builder(&pipeline, &store, &stop) };
+        assert!(matches!(builder.keys(&runs, &Form::ALL), Err(EnginesError::Form)));
+        builder.keys(&runs, &[Form::default()]).expect("keys").swap_remove(0)
+    };
+    assert_eq!(rtx("8.9", "one"), rtx("8.9", "two"));
+    assert_ne!(rtx("8.9", "one"), rtx("8.6", "one"));
+    assert_ne!(rtx("12.3", "one"), rtx("12.3", "two"));
+    let key = rtx("8.9", "one");
+    assert_eq!((key.provider.as_str(), key.options["nv_target_sm"].as_str()), ("tensorrt-rtx", "sm89"));
+    assert!(key.holds(&rtx("8.9", "two")));
+}
+
+#[test]
+fn a_run_takes_an_engine_of_its_size_or_of_a_range_with_its_weights() {
+    let (folder, store) = store();
+    let pipeline = pipeline(&folder);
+    let stop = AtomicBool::new(false);
+    let builder = builder(&pipeline, &store, &stop);
+    let range = Sizes { least: [9, 32, 48], greatest: [49, 64, 96] };
+    let stored = |runs: &Runs, form: Form, text: &str| {
+        let key = builder.keys(runs, &[form]).expect("keys").swap_remove(0);
+        build(&store, &key, text).expect("built")
+    };
+    let plain = Form::default();
+    for runs in runs(&pipeline, range) {
+        stored(&runs, plain, "range");
+    }
+    let found = |size: [usize; 3]| {
+        let found = runs(&pipeline, size.into()).into_iter().map(|runs| builder.find(&runs).expect("looked"));
+        found.map(|ready| ready.map(|ready| text(&ready.entry)).unwrap_or_default()).collect::<Vec<_>>()
+    };
+    let graphs =
+        ["text_encoder/model.onnx", "transformer/model.onnx", "vae_decoder/first.onnx", "vae_decoder/next.onnx"];
+    for size in [[9, 32, 48], [13, 48, 64], [17, 64, 48], [45, 32, 96], [49, 64, 96]] {
+        let expected = if size[0] == 9 { &graphs[..3] } else { &graphs };
+        let files: Vec<_> = runs(&pipeline, size.into()).iter().map(Runs::file).collect();
+        assert_eq!(files, expected, "{size:?}");
+        assert!(found(size).iter().all(|text| text == "range"), "{size:?}: {:?}", found(size));
+    }
+    for size in [[53, 64, 96], [9, 16, 48], [9, 32, 112]] {
+        // The text encoder knows no size.
+        assert!(found(size)[1..].iter().any(String::is_empty), "{size:?}: {:?}", found(size));
+        assert_eq!(found(size)[1], "", "{size:?}");
+    }
+    // One frame is another graph of the VAE's than any range has.
+    assert_eq!(found([1, 32, 48])[2], "");
+
+    let one = runs(&pipeline, [13, 48, 64].into()).swap_remove(1);
+    stored(&one, Form { stripped: true, ..plain }, "stripped");
+    let ready = builder.find(&one).expect("looked").expect("there");
+    let model = ready.entry.folder.join("model.onnx");
+    assert_eq!(text(&ready.entry), "stripped");
+    assert_eq!(ready.engine, Engine { model, weights_from: Some(pipeline.bundle().path("transformer")) });
+    stored(&one, plain, "plain");
+    let ready = builder.find(&one).expect("looked").expect("there");
+    assert_eq!((text(&ready.entry).as_str(), ready.engine.weights_from), ("plain", None));
 }

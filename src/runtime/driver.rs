@@ -1,9 +1,10 @@
-//! CUDA and cuDNN: found on the system or in Python's packages, and loaded before ONNX Runtime asks for them.
+//! CUDA, cuDNN and TensorRT: found on the system or in Python's packages, and loaded before ONNX Runtime asks for them.
 
+use std::env::consts::{DLL_PREFIX, DLL_SUFFIX};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use super::DeviceError;
+use super::{DeviceError, Setup};
 
 /// cuDNN's library. Without it there is no convolution on a GPU.
 pub(super) const CUDNN: &str = "libcudnn.so.9";
@@ -12,6 +13,8 @@ pub(super) const INSTALL: &str = "python3 -m pip install \"onnxruntime-gpu[cuda,
 /// What gives it TensorRT's, of the version that ONNX Runtime is built for.
 pub(super) const INSTALL_TENSORRT: &str =
     "python3 -m pip install tensorrt-cu13==10.14.1.48 --extra-index-url https://pypi.nvidia.com";
+/// What gives it TensorRT-RTX and ONNX Runtime's provider for it, of the version that cogvx is tested with.
+pub(super) const INSTALL_RTX: &str = "python3 -m pip install onnxruntime-ep-nv-tensorrt-rtx-cu13==0.5.0";
 
 /// What ONNX Runtime's CUDA provider is linked with, each after those it needs itself, and cuDNN, which it opens later. Those
 /// that NVIDIA's driver brings are never in a Python package.
@@ -21,18 +24,33 @@ const CUDA: [&str; 6] =
 const OPTIONAL: [&str; 1] = ["libnvrtc.so.13"];
 /// What the TensorRT provider is linked with.
 const TENSORRT: [&str; 3] = ["libnvinfer.so.10", "libnvinfer_plugin.so.10", "libnvonnxparser.so.10"];
+/// What the provider for TensorRT-RTX is linked with.
+const RTX: [&str; 3] = ["libnvidia-ml.so.1", "libtensorrt_rtx.so.1", "libtensorrt_onnxparser_rtx.so.1"];
+/// That provider, which ONNX Runtime opens by its path.
+const RTX_PROVIDER: &str = "libonnxruntime_providers_nv_tensorrt_rtx.so";
 
-/// Load what a GPU takes. What is not found is told by name, with the command that installs it.
-pub(super) fn load(tensorrt: bool) -> Result<(), DeviceError> {
+/// Load what a setup takes of a GPU. What is not found is told by name, with the command that installs it. The provider for
+/// TensorRT-RTX is not loaded but found, where it is asked for.
+pub(super) fn load(setup: &Setup) -> Result<Option<PathBuf>, DeviceError> {
+    let more: &[&str] = match setup {
+        Setup::Cpu(_) => return Ok(None),
+        Setup::Cuda(_) => &[],
+        Setup::TensorRt(_) => &TENSORRT,
+        Setup::Rtx(_) => &RTX,
+    };
+    let is_rtx = matches!(setup, Setup::Rtx(_));
     if cfg!(not(target_os = "linux")) {
         // Elsewhere the system finds them, or says so itself.
-        return Ok(());
+        let file = format!("{DLL_PREFIX}onnxruntime_providers_nv_tensorrt_rtx{DLL_SUFFIX}");
+        return Ok(is_rtx.then(|| file.into()));
     }
-    let wanted = OPTIONAL.iter().chain(&CUDA).chain(TENSORRT.iter().filter(|_| tensorrt));
     let mut folders = Folders::default();
+    let wanted = OPTIONAL.iter().chain(&CUDA).chain(more);
     let missing = wanted.filter(|name| !folders.load(name) && !OPTIONAL.contains(name)).map(|name| (*name).to_string());
-    let missing: Vec<_> = missing.collect();
-    if missing.is_empty() { Ok(()) } else { Err(DeviceError::libraries(missing)) }
+    let mut missing: Vec<_> = missing.collect();
+    let provider = if is_rtx { folders.find(RTX_PROVIDER).next() } else { None };
+    missing.extend((is_rtx && provider.is_none()).then(|| RTX_PROVIDER.into()));
+    if missing.is_empty() { Ok(provider) } else { Err(DeviceError::libraries(missing)) }
 }
 
 /// Folders of libraries in Python's packages, looked for when the system has not all of them.
@@ -43,10 +61,21 @@ impl Folders {
     /// Load a library from where the system finds it, or from a Python package.
     fn load(&mut self, name: &str) -> bool {
         let opens = |path: &Path| ort::util::preload_dylib(path).is_ok();
-        opens(Path::new(name)) || {
-            let folders = self.0.get_or_insert_with(|| of_packages(&search_path()));
-            folders.iter().map(|folder| folder.join(name)).any(|path| path.is_file() && opens(&path))
-        }
+        opens(Path::new(name)) || self.find(name).any(|path| opens(&path))
+    }
+
+    /// The files of this name, or of it with more of a version.
+    fn find(&mut self, name: &str) -> impl Iterator<Item = PathBuf> {
+        let folders = self.0.get_or_insert_with(|| of_packages(&search_path()));
+        let of_version = format!("{name}.");
+        folders.iter().flat_map(move |folder| {
+            let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+            let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+            let mut found: Vec<_> = names.filter(|n| *n == name || n.starts_with(&of_version)).collect();
+            // The one of just this name first.
+            found.sort();
+            found.into_iter().map(|name| folder.join(name)).filter(|path| path.is_file()).collect::<Vec<_>>()
+        })
     }
 }
 
@@ -67,7 +96,8 @@ fn of_packages(search_path: &[PathBuf]) -> Vec<PathBuf> {
         let mut folders: Vec<_> = packages.map(|package| package.path().join("lib")).filter(|p| p.is_dir()).collect();
         folders.sort();
         found.append(&mut folders);
-        found.extend(Some(place.join("tensorrt_libs")).filter(|folder| folder.is_dir()));
+        let more = ["tensorrt_libs", "onnxruntime_ep_nv_tensorrt_rtx"].map(|package| place.join(package));
+        found.extend(more.into_iter().filter(|folder| folder.is_dir()));
     }
     found
 }
@@ -87,13 +117,30 @@ mod tests {
         let cudnn = made(first.path().join("nvidia/cudnn/lib"));
         made(first.path().join("nvidia/cudnn/include"));
         let tensorrt = made(second.path().join("tensorrt_libs"));
+        let rtx = made(second.path().join("onnxruntime_ep_nv_tensorrt_rtx"));
         let path = [first.path().into(), "/nowhere".into(), second.path().into()];
-        assert_eq!(of_packages(&path), [cuda, cudnn, tensorrt]);
+        assert_eq!(of_packages(&path), [cuda, cudnn, tensorrt, rtx]);
     }
 
     #[test]
     fn what_pip_is_to_install_is_of_the_version_that_is_loaded() {
         assert!(INSTALL.ends_with(&format!("=={}\"", crate::runtime::VERSION)), "{INSTALL}");
+    }
+
+    #[test]
+    fn a_library_is_found_by_its_name_with_more_of_its_version() {
+        let folder = tempfile::tempdir().expect("a folder");
+        for name in ["libx.so.1.7.1", "libx.so.12", "libx.so", "liby.so.1", "liby.so.1.2"] {
+            std::fs::write(folder.path().join(name), "").expect("a file");
+        }
+        let mut folders = Folders(Some(vec!["/nowhere".into(), folder.path().into()]));
+        let mut found = |name: &str| {
+            let files = folders.find(name).map(|path| path.file_name().unwrap_or_default().to_owned());
+            files.collect::<Vec<_>>()
+        };
+        assert_eq!(found("libx.so.1"), ["libx.so.1.7.1"]);
+        assert_eq!(found("liby.so.1"), ["liby.so.1", "liby.so.1.2"]);
+        assert!(found("libz.so").is_empty());
     }
 
     #[test]

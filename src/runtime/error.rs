@@ -69,6 +69,11 @@ pub enum DeviceError {
     )]
     Unsupported,
     #[error(
+        "`--tensorrt-rtx`: expected a GPU of compute capability 8.6, 8.9, 12.0 or newer, found {0}: choose one with `--device N`, or \
+         leave the option out for TensorRT"
+    )]
+    NotRtx(String),
+    #[error(
         "the GPU: expected more of its memory, found none left: fewer frames or a smaller video take less, `--vae-tiling` does in the \
          VAE, `cogvx export --quantize int8-weight` halves the weights; `nvidia-smi` tells what else holds memory"
     )]
@@ -114,10 +119,17 @@ impl DeviceError {
 
     /// Libraries that were not found.
     pub(super) fn libraries(missing: Vec<String>) -> Self {
-        let of_driver = |name: &String| name.starts_with("libcuda.so");
-        let driver = if missing.iter().any(of_driver) { "; `libcuda.so.1` comes with the NVIDIA driver" } else { "" };
-        let install = if missing.iter().any(|name| name.starts_with("libnv")) {
+        let lacks = |start: &str| missing.iter().any(|name| name.starts_with(start));
+        let driver = match (lacks("libcuda.so"), lacks("libnvidia-ml.so")) {
+            (true, true) => "; `libcuda.so.1` and `libnvidia-ml.so.1` come with the NVIDIA driver",
+            (true, false) => "; `libcuda.so.1` comes with the NVIDIA driver",
+            (false, true) => "; `libnvidia-ml.so.1` comes with the NVIDIA driver",
+            (false, false) => "",
+        };
+        let install = if lacks("libnvinfer") || lacks("libnvonnxparser") {
             super::driver::INSTALL_TENSORRT
+        } else if missing.iter().any(|name| name.contains("tensorrt")) {
+            super::driver::INSTALL_RTX
         } else {
             super::driver::INSTALL
         };
@@ -226,7 +238,12 @@ mod tests {
         );
         let tensorrt = DeviceError::libraries(vec!["libnvinfer.so.10".into()]).to_string();
         assert!(tensorrt.contains("`python3 -m pip install tensorrt-cu13==10.14.1.48"), "{tensorrt}");
+        let rtx = DeviceError::libraries(vec!["libnvidia-ml.so.1".into(), "libtensorrt_rtx.so.1".into()]).to_string();
+        let expected = "`python3 -m pip install onnxruntime-ep-nv-tensorrt-rtx-cu13==0.5.0`; `libnvidia-ml.so.1` comes with the \
+                        NVIDIA driver";
+        assert!(rtx.ends_with(expected), "{rtx}");
         for (error, next) in [
+            (DeviceError::NotRtx("NVIDIA H200 (9.0)".into()), "found NVIDIA H200 (9.0): choose one"),
             (DeviceError::Driver, "update it"),
             (DeviceError::None, "`nvidia-smi`"),
             (DeviceError::Number(3), "found 3"),

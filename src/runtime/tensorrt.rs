@@ -11,6 +11,9 @@ use cogvx_graphs::onnx::{Port, Size};
 use super::cuda::Pairs;
 use super::{CudaOptions, Traits};
 
+/// Options that say where something is, not what is built.
+const PLACES: [&str; 2] = ["device_id", "trt_onnx_model_folder_path"];
+
 /// TensorRT on a CUDA device, and how its engines are built and kept.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TensorRtOptions {
@@ -28,10 +31,19 @@ pub struct TensorRtOptions {
     pub optimization_level: Option<u8>,
     /// Most bytes that layers may use to compute.
     pub workspace: Option<u64>,
-    /// Engines without weights, which are read from the graph's files in this folder.
+    /// Engines without weights, which are read from the graph and its files in this folder when an engine is loaded.
     pub weights_from: Option<PathBuf>,
-    /// Engines that run on newer architectures, too.
+    /// Engines that run on all GPUs from Ampere on, slower than those of one kind of GPU.
     pub hardware_compatible: bool,
+}
+
+/// What is loaded in place of a graph.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Engine {
+    /// The model of `EPContext` nodes.
+    pub model: PathBuf,
+    /// For an engine without weights, the folder of the graph it was built of.
+    pub weights_from: Option<PathBuf>,
 }
 
 /// Where engines are kept.
@@ -115,12 +127,14 @@ impl Profile {
 }
 
 impl TensorRtOptions {
-    /// The options of ONNX Runtime's TensorRT provider for a graph, by name.
+    /// The options of ONNX Runtime's TensorRT provider that an engine of a graph depends on, by name: all but which GPU it is and
+    /// where weights lie.
     ///
     /// # Errors
     /// An input with a size that the profile does not know.
     pub fn described(&self, traits: Traits<'_>) -> Result<BTreeMap<String, String>, ProfileError> {
-        Ok(self.provider(traits)?.into_iter().map(|(key, value)| (key.to_string(), value)).collect())
+        let pairs = self.provider(traits)?.into_iter().filter(|(key, _)| !PLACES.contains(key));
+        Ok(pairs.map(|(key, value)| (key.to_string(), value)).collect())
     }
 
     /// The options of ONNX Runtime's TensorRT provider for a graph.
@@ -248,6 +262,9 @@ mod tests {
             "trt_cuda_graph_enable=1",
         ];
         assert_eq!(said, expected);
+        let described = options.described(traits).expect("all names are known");
+        let left_out = |key: &str| !described.contains_key(key);
+        assert!(left_out("device_id") && left_out("trt_onnx_model_folder_path") && described.len() == 16);
         let plain = TensorRtOptions::default().provider(traits).expect("nothing to look up");
         assert_eq!(plain, [("device_id", "0".to_string())]);
     }

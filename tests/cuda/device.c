@@ -5,6 +5,7 @@
 //   FAKE_CUDA_ERROR   what choosing a device answers (35: old driver, 100: no GPU)
 //   FAKE_CUDA_LAUNCH  what starting a kernel answers (209: no kernel for this GPU)
 //   FAKE_CUDA_MB      memory of the device
+//   FAKE_CUDA_ARCH    its compute capability (89: 8.9; otherwise 9.0)
 //   FAKE_CUDA_LOG     a file for what was done: each copy to (1) and from (2) the device, and each start of a recorded graph
 #include <malloc.h>
 #include <stdint.h>
@@ -14,13 +15,14 @@
 
 #define NOTHING(name) int name() { return 0; }
 
-#ifdef CUDART
-typedef int Error;
-
 static int said(const char *name, int otherwise) {
     const char *value = getenv(name);
     return value ? atoi(value) : otherwise;
 }
+static int architecture(void) { return said("FAKE_CUDA_ARCH", 90); }
+
+#ifdef CUDART
+typedef int Error;
 
 static Error last = 0;
 static size_t used = 0;
@@ -75,6 +77,8 @@ Error cudaMemset(void *at, int value, size_t bytes) { memset(at, value, bytes); 
 Error cudaMemsetAsync(void *at, int value, size_t bytes, void *stream) { memset(at, value, bytes); return 0; }
 
 Error cudaGetDeviceCount(int *count) { *count = 1; return 0; }
+Error cudaDeviceGetByPCIBusId(int *device, const char *place) { *device = 0; return 0; }
+Error cudaHostGetDevicePointer(void **there, void *here, unsigned flags) { *there = here; return 0; }
 Error cudaSetDevice(int device) { return device == 0 ? said("FAKE_CUDA_ERROR", 0) : 101; }
 Error cudaGetDevice(int *device) { *device = 0; return 0; }
 Error cudaDriverGetVersion(int *version) { *version = 13000; return 0; }
@@ -90,7 +94,8 @@ Error cudaGetDeviceProperties(char *p, int device) {
     *(int *)(p + 320) = 1024;
     int most[] = {1024, 1024, 64, 2147483647, 65535, 65535};
     memcpy(p + 324, most, sizeof most);
-    *(int *)(p + 360) = 9;
+    *(int *)(p + 360) = architecture() / 10;
+    *(int *)(p + 364) = architecture() % 10;
     *(int *)(p + 384) = *(int *)(p + 388) = 132;
     return 0;
 }
@@ -99,8 +104,8 @@ Error cudaDeviceGetAttribute(int *value, int attribute, int device) {
     case 1: *value = 1024; break;    // threads of a block
     case 10: *value = 32; break;     // threads of a warp
     case 16: *value = 132; break;    // multiprocessors
-    case 75: *value = 9; break;      // compute capability
-    case 76: *value = 0; break;
+    case 75: *value = architecture() / 10; break; // compute capability
+    case 76: *value = architecture() % 10; break;
     case 97: *value = 232448; break; // shared memory of a block
     case 115: *value = 0; break;     // memory pools
     default: *value = 1;
@@ -246,7 +251,48 @@ NOTHING(cublasLtMatrixTransformDescDestroy)
 #endif
 
 #ifdef CUDA
+static int context(void **at) { *at = (void *)64; return 0; }
+int cuCtxGetCurrent(void **at) { return context(at); }
+int cuStreamGetCtx(void *stream, void **at) { return context(at); }
+int cuGetErrorString(int error, const char **text) { *text = "an error of the driver"; return 0; }
+NOTHING(cuCtxCreate_v4)
+NOTHING(cuCtxDestroy_v2)
+NOTHING(cuCtxPopCurrent_v2)
+NOTHING(cuCtxPushCurrent_v2)
+NOTHING(cuCtxSetCurrent)
+NOTHING(cuDestroyExternalMemory)
+NOTHING(cuDestroyExternalSemaphore)
+NOTHING(cuExternalMemoryGetMappedBuffer)
+NOTHING(cuImportExternalMemory)
+NOTHING(cuImportExternalSemaphore)
+NOTHING(cuInit)
+NOTHING(cuSignalExternalSemaphoresAsync)
 NOTHING(cuTensorMapEncodeTiled)
+NOTHING(cuWaitExternalSemaphoresAsync)
+#endif
+
+#ifdef NVML
+typedef struct { unsigned version; unsigned long long total, reserved, free, used; } Memory;
+int nvmlDeviceGetCount_v2(unsigned *count) { *count = 1; return 0; }
+int nvmlDeviceGetCudaComputeCapability(void *device, int *major, int *minor) {
+    *major = architecture() / 10;
+    *minor = architecture() % 10;
+    return 0;
+}
+int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **device) { *device = (void *)64; return index ? 2 : 0; }
+int nvmlDeviceGetMemoryInfo_v2(void *device, Memory *memory) {
+    memory->total = memory->free = (unsigned long long)said("FAKE_CUDA_MB", 100000) << 20;
+    memory->reserved = memory->used = 0;
+    return 0;
+}
+int nvmlDeviceGetName(void *device, char *name, unsigned size) {
+    strncpy(name, "a device that computes nothing", size);
+    return 0;
+}
+int nvmlSystemGetDriverVersion(char *version, unsigned size) { strncpy(version, "580.65.06", size); return 0; }
+const char *nvmlErrorString(int error) { return "an error of NVML"; }
+NOTHING(nvmlInit_v2)
+NOTHING(nvmlShutdown)
 #endif
 
 #ifdef CURAND

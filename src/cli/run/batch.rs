@@ -63,9 +63,11 @@ pub(super) fn run(args: &Args, prompts: &Path) -> anyhow::Result<Answer> {
     if args.output.exists() && !args.output.is_dir() {
         bail!("`{}`: expected a folder for the videos, found a file", args.output.display());
     }
-    let opened = open(&args.bundle, args.threads, &args.gpu.or_on(args.cpu.within(args.max_memory)))?;
+    let opened = open(&args.bundle, args.threads, &args.gpu.or_on(args.cpu.within(args.max_memory)).through(args.rtx))?;
+    // A limit of memory may choose tiles for any of them.
+    let tiled = args.max_memory.is_some() || lines.iter().any(|line| line.wish.vae_tiling);
     let opened = match size(&lines, &opened.pipeline)? {
-        Some(size) => prepared(opened, size)?,
+        Some(size) => prepared(opened, size, tiled)?,
         None => opened,
     };
     let made_folders = [Some(&args.output), states].into_iter().flatten().map(|path| Folder::new(path));

@@ -1,7 +1,8 @@
 //! Forms for CUDA's `bfloat16`, for which ONNX Runtime lacks kernels that it has for other types.
 //!
 //! A `Conv` of `bfloat16` takes opset 22, and in opset 22 `InstanceNormalization` is a new operator that has no CUDA kernel in
-//! any type; `Resize` has none for `bfloat16` in any opset.
+//! any type; `Resize` has none for `bfloat16` in any opset. Graphs for TensorRT have these forms, too: in `bfloat16` CUDA is where
+//! they are tried before an engine is built, for the processor has no such kernels at all.
 
 use super::{Lower, Target, binary, cast, emit};
 use crate::op::Type;
@@ -10,7 +11,7 @@ use crate::{DType, Dim, Value};
 impl Lower {
     /// Whether the target computes `dtype` in these forms.
     pub(super) fn lacks_kernels(&self, dtype: DType) -> bool {
-        self.target == Target::Cuda && dtype == DType::BF16
+        self.target != Target::Cpu && dtype == DType::BF16
     }
 
     /// Nearest-neighbour upsampling: each axis gets a neighbour of one element, which is repeated.
