@@ -229,7 +229,33 @@ fn byte(dtype: DType, value: u8, like: Value<'_>) -> Value<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::LEAST_GELU;
+    use super::*;
+    use crate::graph::{Source, Weight};
+    use crate::op::Op;
+    use crate::pass;
+
+    #[test]
+    fn zero_is_low_for_what_gelu_makes_whatever_its_shape_and_in_the_middle_for_all_else() {
+        for (rank, gelu) in [(2, true), (3, true), (2, false), (3, false)] {
+            let graph = Graph::new();
+            let shape = [dims![2, 3, 4], dims![6, 4]][3 - rank].clone();
+            let x = graph.input("x", DType::F32, shape);
+            let x = if gelu { x.gelu() } else { x + x };
+            let form = LinearForm::PerToken;
+            let parts = form.tensors(Target::Cpu, [5, 4]).into_iter().map(|part| {
+                let weight = Weight { name: "w".into(), part: part.part, stored: part.dtype, shape: part.shape };
+                Some(graph.weight(weight, part.dtype).id())
+            });
+            let inputs: Vec<_> = [Some(x.id())].into_iter().chain(parts).collect();
+            let layer = QuantizedLinear { features: [5, 4], form };
+            graph.output("y", graph.add(Op::QuantizedLinear(layer), &inputs)[0]);
+            let lowered = pass::run(&mut Lower::new(Target::Cpu), &graph).expect("a sound graph");
+            let (nodes, values) = (lowered.nodes(), lowered.values());
+            let product = nodes.iter().find(|node| node.op.name() == "MatMulIntegerToFloat").expect("a product");
+            let Source::Constant(zero) = &values[product.inputs[4].expect("a zero")].source else { panic!("computed") };
+            assert_eq!(zero.bytes, [if gelu { 32 } else { 128 }], "rank {rank}");
+        }
+    }
 
     #[test]
     fn gelu_reaches_no_further_below_zero() {
