@@ -212,42 +212,33 @@ fn quantized_bundles_do_not_carry_the_float_weights_along() {
     }
 }
 
-#[test]
-fn layers_that_lose_most_stay_float_by_a_ranking_or_by_themselves() {
+/// Of a model that starts from what `start` gives, layers are ranked and the worst left in float: in two steps and in one.
+fn the_worst_layers_stay_float(checkpoint: &Path, start: &[&str]) {
     let folder = fresh_folder();
     let [ranking, one, other] = ["ranking.json", "one", "other"].map(|name| folder.path().join(name));
-    let checkpoint = fixture("2b-fp32");
     let mut command = cogvx();
-    command.arg("sensitivity").arg(&checkpoint).args(["--quantize", "int8", "--output"]).arg(&ranking);
+    command.arg("sensitivity").arg(checkpoint).args(["--quantize", "int8", "--output"]).arg(&ranking).args(start);
     assert!(printed(&mut command).contains("error of the latents"));
     let ranked: Value = serde_json::from_slice(&fs::read(&ranking).expect("a ranking")).expect("JSON");
     let budget = (0.7 * ranked["all"].as_f64().expect("a number")).to_string();
-    let all = quantized(&checkpoint, &one, &["--quantize", "int8"]);
+    let all = quantized(checkpoint, &one, &["--quantize", "int8"]);
     let by_ranking = ["--quantize", "int8", "--max-loss", &budget, "--sensitivity", &ranking.display().to_string()];
-    let some = quantized(&checkpoint, &one, &by_ranking);
+    let some = quantized(checkpoint, &one, &by_ranking);
     assert!((1..all).contains(&some), "{some} of {all}");
-    assert_eq!(quantized(&checkpoint, &other, &["--quantize", "int8:auto", "--max-loss", &budget]), some);
+    let by_itself = [&["--quantize", "int8:auto", "--max-loss", &budget], start].concat();
+    assert_eq!(quantized(checkpoint, &other, &by_itself), some);
     assert_eq!(files(&one), files(&other));
 }
 
 #[test]
+fn layers_that_lose_most_stay_float_by_a_ranking_or_by_themselves() {
+    the_worst_layers_stay_float(&fixture("2b-fp32"), &[]);
+}
+
+#[test]
 fn image_models_are_ranked_from_images() {
-    let folder = fresh_folder();
-    let [ranking, one, other] = ["ranking.json", "one", "other"].map(|name| folder.path().join(name));
-    let checkpoint = fixture("1.5-i2v");
     let image = fixture("references/1.5-i2v-even-input.png").display().to_string();
-    let mut command = cogvx();
-    command.arg("sensitivity").arg(&checkpoint).args(["--quantize", "int8", "--image", &image, "--output"]);
-    printed(command.arg(&ranking));
-    let ranked: Value = serde_json::from_slice(&fs::read(&ranking).expect("a ranking")).expect("JSON");
-    let budget = (0.7 * ranked["all"].as_f64().expect("a number")).to_string();
-    let all = quantized(&checkpoint, &one, &["--quantize", "int8"]);
-    let by_ranking = ["--quantize", "int8", "--max-loss", &budget, "--sensitivity", &ranking.display().to_string()];
-    let some = quantized(&checkpoint, &one, &by_ranking);
-    assert!((1..all).contains(&some), "{some} of {all}");
-    let by_itself = ["--quantize", "int8:auto", "--max-loss", &budget, "--image", &image];
-    assert_eq!(quantized(&checkpoint, &other, &by_itself), some);
-    assert_eq!(files(&one), files(&other));
+    the_worst_layers_stay_float(&fixture("1.5-i2v"), &["--image", &image]);
 }
 
 #[test]
