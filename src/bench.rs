@@ -144,7 +144,7 @@ pub fn time(
 
 /// A loaded component and its inputs.
 enum Loaded<'a> {
-    TextEncoder { session: Session, ids: ArrayD<i64> },
+    TextEncoder { graph: crate::pipeline::Loaded, ids: ArrayD<i64> },
     Transformer { model: Transformer<'a>, latents: ArrayD<f32>, text: ArrayD<f32> },
     VaeDecoder { model: Vae, latents: ArrayD<f32> },
 }
@@ -152,10 +152,10 @@ enum Loaded<'a> {
 impl<'a> Loaded<'a> {
     fn new(pipeline: &'a Pipeline, part: Part, settings: Settings) -> Result<Self, PipelineError> {
         let load = |graph| pipeline.load_with(part.name(), graph, settings.profile);
-        let session = || load("model.onnx");
+        let graph = || pipeline.load_blocks(part.name(), "model.onnx", settings.profile);
         if part == Part::TextEncoder {
             let ids = pipeline.tokenize(&["a red circle moving left"])?;
-            return Ok(Self::TextEncoder { session: session()?, ids });
+            return Ok(Self::TextEncoder { graph: graph()?, ids });
         }
         let request = request(pipeline, settings.size)?;
         let mut shape = pipeline.check(&request)?.shape;
@@ -173,12 +173,12 @@ impl<'a> Loaded<'a> {
         shape[2] = pipeline.dit.in_channels;
         let text = [1, pipeline.dit.max_text_seq_length, pipeline.dit.text_embed_dim];
         let (latents, text) = (random(&shape), random(&text));
-        Ok(Self::Transformer { model: Transformer::new(session()?, &pipeline.dit, None), latents, text })
+        Ok(Self::Transformer { model: Transformer::new(graph()?, &pipeline.dit, None), latents, text })
     }
 
     fn run(&mut self) -> Result<(), PipelineError> {
         match self {
-            Self::TextEncoder { session, ids } => drop(session.run(&[("input_ids", Input::Integer(ids.view()))])?),
+            Self::TextEncoder { graph, ids } => drop(graph.run(&[("input_ids", Input::Integer(ids.view()))])?),
             Self::Transformer { model, latents, text } => drop(model.predict(latents, text, 500)?),
             Self::VaeDecoder { model, latents } => model.run(latents, |_| Ok(()))?,
         }
@@ -194,12 +194,13 @@ impl<'a> Loaded<'a> {
 
     /// Of each graph: nodes of two may have the same name.
     fn profile(self) -> Result<Vec<Vec<NodeRun>>, PipelineError> {
-        let sessions = match self {
-            Self::TextEncoder { session, .. } => vec![session],
-            Self::Transformer { model, .. } => vec![model.into_session()],
-            Self::VaeDecoder { model, .. } => model.into_sessions().into(),
-        };
-        Ok(sessions.into_iter().map(Session::profile).collect::<Result<_, _>>()?)
+        Ok(match self {
+            Self::TextEncoder { graph, .. } => vec![graph.profile()?],
+            Self::Transformer { model, .. } => vec![model.into_graph().profile()?],
+            Self::VaeDecoder { model, .. } => {
+                model.into_sessions().into_iter().map(Session::profile).collect::<Result<_, _>>()?
+            }
+        })
     }
 }
 

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use cogvx_calibration::convs;
 use cogvx_calibration::plan::{Plan, Scheme};
 use cogvx_graphs::config::{ConfigError, DitConfig, PipelineClass, T5Config, VaeConfig};
-use cogvx_graphs::cost::{Cost, CostError, Freed, Keep, Layout, Sizes, elements};
+use cogvx_graphs::cost::{Cost, CostError, Device, Freed, Keep, Layout, Sizes, elements};
 use cogvx_graphs::model::vae::{FRAME_CHUNK, LATENT_CHUNK, Part, first_chunk};
 use cogvx_graphs::model::{dit, t5, vae};
 use cogvx_graphs::pass::Target;
@@ -302,20 +302,29 @@ impl Blueprint {
         })
     }
 
-    /// What a run of the graph costs, on so many threads, with these options where it runs on the processor.
+    /// What a run of the graph costs, on so many threads, with these options where it runs on the processor, and with the weights of
+    /// so many `blocks` kept on the device if not all are.
     ///
     /// # Errors
     /// As [`Blueprint::lowered`].
-    pub fn cost(&self, run: Run, video: &Video, threads: usize, cpu: CpuOptions) -> Result<Cost, BlueprintError> {
+    pub fn cost(
+        &self,
+        run: Run,
+        video: &Video,
+        threads: usize,
+        cpu: CpuOptions,
+        blocks: Option<usize>,
+    ) -> Result<Cost, BlueprintError> {
         let (part, sizes) = self.sizes(run, video);
         let component = run.component();
         let weights = self.layout(component, cpu.prepack);
         let convolves = matches!(component, Component::VaeDecoder | Component::VaeEncoder);
-        let freed = match self.form.target {
-            Target::Cpu => Freed::of(weights, convolves, cpu.arenas),
-            Target::Cuda | Target::TensorRt => Freed::GivenBack,
+        let (freed, device) = match self.form.target {
+            Target::Cpu => (Freed::of(weights, convolves, cpu.arenas), Device::Cpu),
+            Target::Cuda => (Freed::on_cuda(convolves), Device::Cuda),
+            Target::TensorRt => (Freed::GivenBack, Device::Cuda),
         };
-        Ok(Cost::of(&self.lowered(component, part)?, &sizes, threads, Keep { weights, freed })?)
+        Ok(Cost::of(&self.lowered(component, part)?, &sizes, threads, Keep { weights, freed, device, blocks })?)
     }
 
     /// How a session on the processor keeps the weights of a component.

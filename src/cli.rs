@@ -188,7 +188,8 @@ fn open_with(path: &Path, threads: usize, options: ExportOptions) -> anyhow::Res
 fn start(bundle: Bundle, exported: Option<Aside>, threads: usize, gpu: &Gpu) -> anyhow::Result<Opened> {
     let runtime = gpu.start(bundle.manifest(), threads)?;
     interrupt::ends(runtime.interrupt());
-    Ok(Opened { pipeline: Pipeline::open(bundle, runtime)?, _exported: exported })
+    let streaming = gpu.streaming(&runtime);
+    Ok(Opened { pipeline: Pipeline::open(bundle, runtime)?.with_streaming(streaming), _exported: exported })
 }
 
 /// Export a checkpoint into a new folder beside it, where weights can be linked, or among the system's temporary files.

@@ -116,7 +116,7 @@ impl Inspection {
             let graphs: Vec<_> = graphs.into_iter().filter(|(times, _)| *times > 0).collect();
             let costs = graphs
                 .iter()
-                .map(|&(times, run)| Ok((times as u64, blueprint.cost(run, &video, 1, CpuOptions::default())?)));
+                .map(|&(times, run)| Ok((times as u64, blueprint.cost(run, &video, 1, CpuOptions::default(), None)?)));
             let costs = costs.collect::<Result<Vec<_>, BlueprintError>>()?;
             let component = graphs[0].1.component();
             add_kinds(&mut kinds, blueprint, component, &costs, runs as u64);

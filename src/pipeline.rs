@@ -3,6 +3,7 @@
 //! Each stage loads its graphs, runs and frees them before the next one starts: the peak is the largest stage.
 
 mod batch;
+mod loaded;
 mod prompt;
 mod request;
 mod resident;
@@ -20,6 +21,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use cogvx_graphs::config::{ConfigError, DitConfig, T5Config, VaeConfig};
+use cogvx_graphs::onnx::{self, Model};
 use ndarray::{Array2, ArrayD, Axis, IxDyn};
 
 use crate::bundle::{Bundle, BundleError, MANIFEST};
@@ -30,6 +32,8 @@ use crate::scheduler::{SchedulerConfig, SchedulerError};
 use crate::tokenizer::{Tokenizer, TokenizerError};
 
 pub use batch::Job;
+pub(crate) use loaded::Loaded;
+pub use loaded::Streaming;
 pub use prompt::Prompt;
 pub use request::{LatentShape, Request, Start};
 pub use shortcuts::{Runs, Shortcuts};
@@ -100,6 +104,19 @@ pub enum Stage {
     Decode,
 }
 
+impl Stage {
+    /// What runs then, in words.
+    #[must_use]
+    pub const fn graph(self) -> &'static str {
+        match self {
+            Self::Text => "the text encoder",
+            Self::Encode => "the VAE's encoder",
+            Self::Denoise => "the transformer",
+            Self::Decode => "the VAE's decoder",
+        }
+    }
+}
+
 /// What an observer looks into while the transformer removes noise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reads {
@@ -168,6 +185,8 @@ pub struct Pipeline {
     resident: bool,
     /// What is loaded in place of graphs, by their paths in the bundle.
     engines: BTreeMap<String, Engine>,
+    /// Which weights stay on the device while graphs are loaded.
+    streaming: Streaming,
     tokenizer: Tokenizer,
     /// The transformer's configuration.
     pub dit: DitConfig,
@@ -203,6 +222,7 @@ impl Pipeline {
             tokenizer: Tokenizer::open(&bundle.path("tokenizer"))?,
             bundle,
             engines: BTreeMap::new(),
+            streaming: Streaming::default(),
             // On the processor there is nothing to save: what stays is where it would go.
             resident: runtime.device() != Device::Cpu,
             runtime,
@@ -230,6 +250,13 @@ impl Pipeline {
         Self { engines, ..self }
     }
 
+    /// Keep the weights of so many blocks on the device; those of the others come from their files each time their block runs. The
+    /// numbers are the same. Latents come back after each prediction then.
+    #[must_use]
+    pub fn with_streaming(self, streaming: Streaming) -> Self {
+        Self { streaming, ..self }
+    }
+
     /// What the graphs run on.
     #[must_use]
     pub fn runtime(&self) -> &Runtime {
@@ -240,6 +267,33 @@ impl Pipeline {
         self.load_with(component, graph, false)
     }
 
+    /// Load a graph that is a row of blocks, such as a transformer; with `profile` each node is timed in each run.
+    pub(crate) fn load_blocks(
+        &self,
+        component: &'static str,
+        graph: &str,
+        profile: bool,
+    ) -> Result<Loaded, PipelineError> {
+        let Streaming { text_encoder, transformer } = self.streaming;
+        let kept = if component == TEXT_ENCODER { text_encoder } else { transformer };
+        let whole = || Ok(Loaded::Whole(self.load_with(component, graph, profile)?));
+        let Some(kept) = kept else { return whole() };
+        let model = self.graph(component, graph)?;
+        if !onnx::is_streamed(kept.max(1), onnx::blocks(&model), kept) {
+            return whole();
+        }
+        let path = self.bundle.path(&format!("{component}/{graph}"));
+        Ok(Loaded::Streamed(Box::new(self.runtime.load_streamed(&path, &model, kept)?)))
+    }
+
+    /// Read a graph.
+    fn graph(&self, component: &'static str, graph: &str) -> Result<Model, PipelineError> {
+        if !self.bundle.manifest().components.contains_key(component) {
+            return Err(PipelineError::NoComponent { bundle: self.bundle.dir().into(), component });
+        }
+        Ok(self.bundle.graph(component, &format!("{component}/{graph}"))?)
+    }
+
     /// Load a graph; with `profile` each node is timed in each run.
     pub(crate) fn load_with(
         &self,
@@ -247,11 +301,8 @@ impl Pipeline {
         graph: &str,
         profile: bool,
     ) -> Result<Session, PipelineError> {
-        if !self.bundle.manifest().components.contains_key(component) {
-            return Err(PipelineError::NoComponent { bundle: self.bundle.dir().into(), component });
-        }
+        let model = self.graph(component, graph)?;
         let file = format!("{component}/{graph}");
-        let model = self.bundle.graph(component, &file)?;
         let manifest = self.bundle.manifest();
         let quantized = match component {
             "vae_decoder" => manifest.vae_quantization.is_some(),
@@ -316,7 +367,7 @@ impl Pipeline {
     }
 
     fn run_text_encoder(&self, ids: &ArrayD<i64>) -> Result<Outputs, PipelineError> {
-        let mut session = self.load(TEXT_ENCODER, "model.onnx")?;
+        let mut session = self.load_blocks(TEXT_ENCODER, "model.onnx", false)?;
         Ok(session.run(&[("input_ids", Input::Integer(ids.view()))])?)
     }
 
@@ -326,7 +377,7 @@ impl Pipeline {
     /// No transformer in the bundle, or one the runtime refuses.
     pub fn transformer(&self) -> Result<Transformer<'_>, PipelineError> {
         let resident = self.resident.then_some(&self.runtime);
-        Ok(Transformer::new(self.load(TRANSFORMER, "model.onnx")?, &self.dit, resident))
+        Ok(Transformer::new(self.load_blocks(TRANSFORMER, "model.onnx", false)?, &self.dit, resident))
     }
 
     /// Load the VAE's decoder.
@@ -369,7 +420,7 @@ impl Pipeline {
         let plan = self.check(request)?;
         let sampler = self.sampler(request, &plan)?;
         observer.stage(Stage::Text);
-        let text = self.encode_prompts(&mut self.load(TEXT_ENCODER, "model.onnx")?, request, observer)?;
+        let text = self.encode_prompts(&mut self.load_blocks(TEXT_ENCODER, "model.onnx", false)?, request, observer)?;
         if request.start != Start::Noise {
             observer.stage(Stage::Encode);
         }
@@ -389,7 +440,8 @@ impl Pipeline {
         walk.check(&plan)?;
         if !walk.is_done() {
             observer.stage(Stage::Text);
-            let text = self.encode_prompts(&mut self.load(TEXT_ENCODER, "model.onnx")?, request, observer)?;
+            let text =
+                self.encode_prompts(&mut self.load_blocks(TEXT_ENCODER, "model.onnx", false)?, request, observer)?;
             observer.stage(Stage::Denoise);
             self.transformer()?.denoise(request, &text, &mut walk, observer)?;
         }
@@ -400,7 +452,7 @@ impl Pipeline {
     /// Embeddings of the prompt and, for guidance, before it those of the negative prompt.
     fn encode_prompts(
         &self,
-        encoder: &mut Session,
+        encoder: &mut Loaded,
         request: &Request,
         observer: &mut dyn Observer,
     ) -> Result<ArrayD<f32>, PipelineError> {

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::blueprint::{Blueprint, BlueprintError, Form, Run, Video};
 use crate::export::Component;
-use crate::pipeline::{Stage, Tiles, decoded_frames};
+use crate::pipeline::{Stage, Streaming, Tiles, decoded_frames};
 use crate::runtime::{Arenas, CpuOptions};
 
 /// What a process holds before a graph runs: ONNX Runtime, the tokenizer, and what is freed but kept for the next use. Measured
@@ -33,6 +33,20 @@ pub struct Wish {
     pub threads: usize,
     /// What memory is given for speed on a processor.
     pub cpu: CpuOptions,
+    /// Where weights are while they are not used.
+    pub weights: Weights,
+}
+
+/// Where the weights of text encoder and transformer are while they are not used. On processors they are mapped in any case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Weights {
+    /// On the device; within a limit those of the text encoder, which runs once, may be streamed.
+    #[default]
+    Kept,
+    /// On the device as far as they fit.
+    KeptIfTheyFit,
+    /// In their files, but for the blocks that fit within a limit.
+    Streamed,
 }
 
 /// What a run takes.
@@ -73,12 +87,24 @@ pub struct Way {
     pub flops: u64,
     /// The most bytes that no file backs, predicted: what the machine must have. Of a GPU those on the device, with the weights.
     pub memory: u64,
-    /// Bytes of weights, which are mapped from files on CPUs.
+    /// Bytes of weights, which are mapped from files on CPUs; of those that are streamed none.
     pub weights: u64,
+    /// The blocks whose weights are streamed, where there are any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub streams: Option<Streams>,
     /// The node that runs when most is held.
     pub at: String,
     /// What tensors are held then, the largest first.
     pub held: Vec<HeldBytes>,
+}
+
+/// Blocks whose weights come from their files each time they run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Streams {
+    /// How many they are.
+    pub blocks: usize,
+    /// How many before them keep theirs on the device; the last block does, too.
+    pub kept: usize,
 }
 
 /// A tensor that is held at the peak.
@@ -121,26 +147,34 @@ pub enum PlanError {
 impl Plan {
     /// The plan for what is wished, within `limit` bytes if there is one.
     ///
-    /// A checkpoint for a GPU is planned with weights in eight and then four bits where it does not fit otherwise. On CPUs that
-    /// saves nothing of what is limited: weights are mapped, and kernels of quantized layers copy theirs.
+    /// What of a model for a GPU does not fit otherwise is planned with weights that are streamed, which changes no number but takes
+    /// time in each step; before that comes a checkpoint's transformer in eight bits, and last one in four. On CPUs neither saves
+    /// anything of what is limited: weights are mapped, and kernels of quantized layers copy theirs.
     ///
     /// # Errors
     /// A model or a size that cannot be, or a limit that no way fits.
-    pub fn new(blueprint: Blueprint, wish: &Wish, limit: Option<u64>) -> Result<Self, PlanError> {
-        let Form { target, quantize, .. } = blueprint.form();
-        let may_quantize = limit.is_some() && target != Target::Cpu && quantize.is_none() && !blueprint.is_bundle();
-        let planned = Self::of(&blueprint, wish, limit);
-        if !may_quantize || !matches!(planned, Err(PlanError::Memory { .. })) {
-            return planned;
+    pub fn new(mut blueprint: Blueprint, wish: &Wish, limit: Option<u64>) -> Result<Self, PlanError> {
+        use Weights::{Kept, KeptIfTheyFit};
+        let form = blueprint.form();
+        let may_quantize = form.target != Target::Cpu && form.quantize.is_none() && !blueprint.is_bundle();
+        let mut planned = Self::of(&blueprint, wish, limit);
+        let instead = [
+            (Some(Scheme::Int8Weight), Kept),
+            (None, KeptIfTheyFit),
+            (Some(Scheme::Int8Weight), KeptIfTheyFit),
+            (Some(Scheme::Int4Weight), KeptIfTheyFit),
+        ];
+        for (scheme, weights) in instead {
+            if limit.is_none() || !matches!(planned, Err(PlanError::Memory { .. })) {
+                break;
+            }
+            let may = if scheme.is_some() { may_quantize } else { form.target == Target::Cuda };
+            if may && wish.weights <= weights {
+                blueprint = blueprint.in_form(Form { quantize: scheme.or(form.quantize), ..form })?;
+                planned = Self::of(&blueprint, &Wish { weights, ..*wish }, limit);
+            }
         }
-        let in_bits = |blueprint: Blueprint, scheme| {
-            let form = Form { quantize: Some(scheme), ..blueprint.form() };
-            let blueprint = blueprint.in_form(form)?;
-            let planned = Self::of(&blueprint, wish, limit);
-            Ok::<_, PlanError>((blueprint, planned))
-        };
-        let (blueprint, planned) = in_bits(blueprint, Scheme::Int8Weight)?;
-        if planned.is_ok() { planned } else { in_bits(blueprint, Scheme::Int4Weight)?.1 }
+        planned
     }
 
     /// The plan for the model as it is.
@@ -149,8 +183,8 @@ impl Plan {
     /// As [`Plan::new`].
     pub fn of(blueprint: &Blueprint, wish: &Wish, limit: Option<u64>) -> Result<Self, PlanError> {
         let video = blueprint.video(wish.size)?;
-        let planner = Planner { blueprint, wish, video };
-        let mut stages = vec![(Stage::Text, vec![planner.text()?])];
+        let planner = Planner { blueprint, wish, video, limit };
+        let mut stages = vec![(Stage::Text, planner.text()?)];
         if blueprint.takes_image() || wish.from_video {
             stages.push((Stage::Encode, planner.encode()?));
         }
@@ -174,6 +208,13 @@ impl Plan {
             stages: stages.collect::<Result<_, PlanError>>()?,
             limit,
         })
+    }
+
+    /// How many blocks keep their weights on the device in the ways that were chosen.
+    #[must_use]
+    pub fn streaming(&self) -> Streaming {
+        let kept = |of: Stage| self.stages.iter().find(|s| s.stage == of)?.way().streams.map(|streams| streams.kept);
+        Streaming { text_encoder: kept(Stage::Text), transformer: kept(Stage::Denoise) }
     }
 
     /// Whether a stage is done this way.
@@ -204,12 +245,7 @@ fn too_little(stage: Stage, ways: &[Way], limit: u64, blueprint: &Blueprint, wis
     PlanError::Memory {
         least: least.map_or(0, |way| way.memory),
         limit,
-        stage: match stage {
-            Stage::Text => "the text encoder",
-            Stage::Encode => "the VAE's encoder",
-            Stage::Denoise => "the transformer",
-            Stage::Decode => "the VAE's decoder",
-        },
+        stage: stage.graph(),
         way: least.map_or("", |way| way.how.words()),
         advice: match stage {
             _ if wish.cpu.arenas == Arenas::All => "without `--arena` it takes less",
@@ -240,11 +276,17 @@ struct Planner<'a> {
     blueprint: &'a Blueprint,
     wish: &'a Wish,
     video: Video,
+    limit: Option<u64>,
 }
 
 impl Planner<'_> {
     fn cost(&self, run: Run) -> Result<Cost, BlueprintError> {
-        self.blueprint.cost(run, &self.video, self.wish.threads, self.wish.cpu)
+        self.cost_keeping(None, run)
+    }
+
+    /// With the weights of so many blocks on the device, if not all.
+    fn cost_keeping(&self, blocks: Option<usize>, run: Run) -> Result<Cost, BlueprintError> {
+        self.blueprint.cost(run, &self.video, self.wish.threads, self.wish.cpu, blocks)
     }
 
     /// A way of which `costs` are runs one after the other, some of them several times, beside `more` bytes that the program holds.
@@ -258,25 +300,64 @@ impl Planner<'_> {
         let most = taken.max_by_key(|(bytes, _)| *bytes);
         let (bytes, peak, weights) =
             most.map(|(bytes, cost)| (bytes, cost.peak.clone(), cost.weights)).unwrap_or_default();
-        // The graphs of a stage share their weights, but each kernel copies its own.
+        // The graphs of a stage share weights that are mapped, but each kernel copies its own, and each graph on a GPU has its own.
         let packed: u64 = costs.iter().map(|(_, cost)| cost.packed).sum();
         let on_cpu = self.blueprint.form().target == Target::Cpu;
+        let graphs = if matches!(how, How::Whole | How::Tiled) { 2 } else { 1 };
+        let weights = if on_cpu { weights } else { graphs * weights };
         let rest = if on_cpu { packed + more + PROCESS } else { weights };
         Way {
             how,
             flops: costs.iter().map(|(times, cost)| *times as u64 * cost.flops()).sum(),
             memory: bytes + rest,
             weights,
+            streams: None,
             at: peak.at,
             held: peak.held.into_iter().map(|Held { what, bytes, .. }| HeldBytes { what, bytes }).collect(),
         }
     }
 
-    fn text(&self) -> Result<Way, BlueprintError> {
+    /// A way to run a graph of blocks so many times with as many weights on the device as the limit allows, and those of one block
+    /// where there is none; no such way where no weights are streamed then.
+    fn streamed(&self, how: How, run: Run, runs: usize, more: u64) -> Result<Option<Way>, BlueprintError> {
+        let least = self.cost_keeping(Some(1), run)?;
+        let (blocks, weights) = (least.streamed, least.weights);
+        if blocks == 0 {
+            return Ok(None);
+        }
+        let of_a_block = (self.cost(run)?.weights - weights) / blocks as u64;
+        let least = self.way(how, &[(runs, least)], more);
+        let room = self.limit.map_or(0, |limit| limit.saturating_sub(least.memory) / of_a_block.max(1));
+        let more_blocks = usize::try_from(room).unwrap_or(blocks).min(blocks - 1);
+        let kept = 1 + more_blocks;
+        let way = self.way(how, &[(runs, self.cost_keeping(Some(kept), run)?)], more);
+        Ok(Some(Way { streams: Some(Streams { blocks: blocks - more_blocks, kept }), ..way }))
+    }
+
+    /// Whether weights can be streamed: where they are mapped there is nothing to gain, and engines have their own.
+    fn may_stream(&self) -> bool {
+        self.blueprint.form().target == Target::Cuda
+    }
+
+    fn text(&self) -> Result<Vec<Way>, BlueprintError> {
         let texts = if self.wish.guided { 2 } else { 1 };
-        let cost = self.cost(Run::Text(texts))?;
         let embeddings = 4 * (texts * self.video.tokens[0] * self.blueprint.dit.text_embed_dim) as u64;
-        Ok(self.way(How::Plain, &[(1, cost)], embeddings))
+        let mut ways = vec![self.way(How::Plain, &[(1, self.cost(Run::Text(texts))?)], embeddings)];
+        if self.may_stream() && (self.limit.is_some() || self.wish.weights == Weights::Streamed) {
+            let streamed = self.streamed(How::Plain, Run::Text(texts), 1, embeddings)?;
+            ways = self.among(ways, streamed.into_iter().collect());
+        }
+        Ok(ways)
+    }
+
+    /// The ways with all weights on the device, if they may be there, and where none of them fits those without.
+    fn among(&self, whole: Vec<Way>, streamed: Vec<Way>) -> Vec<Way> {
+        let fits = self.limit.is_some_and(|limit| whole.iter().any(|way| way.memory <= limit));
+        match self.wish.weights {
+            Weights::Streamed if !streamed.is_empty() => streamed,
+            _ if fits => whole,
+            _ => [whole, streamed].concat(),
+        }
     }
 
     fn denoise(&self) -> Result<Vec<Way>, BlueprintError> {
@@ -284,16 +365,25 @@ impl Planner<'_> {
         let dit = &self.blueprint.dit;
         let latents = 4 * (self.video.padded * dit.in_channels * rows * columns) as u64;
         let texts = 4 * (2 * self.video.tokens[0] * dit.text_embed_dim) as u64;
-        let way = |how, batch, runs| {
-            // Latents, the sampler's estimate, and predictions; the texts again where each is fed alone.
-            let more = 5 * latents + if how == How::Sequential { texts } else { 0 };
-            Ok::<_, BlueprintError>(self.way(how, &[(runs, self.cost(Run::Transformer(batch))?)], more))
+        // Latents, the sampler's estimate, and predictions; the texts again where each is fed alone.
+        let more = |how| 5 * latents + if how == How::Sequential { texts } else { 0 };
+        let hows: &[_] = match (self.wish.guided, self.wish.sequential_guidance) {
+            (false, _) => &[(How::Plain, 1, 1)],
+            (true, true) => &[(How::Sequential, 1, 2)],
+            (true, false) => &[(How::Together, 2, 1), (How::Sequential, 1, 2)],
         };
-        match (self.wish.guided, self.wish.sequential_guidance) {
-            (false, _) => Ok(vec![way(How::Plain, 1, 1)?]),
-            (true, true) => Ok(vec![way(How::Sequential, 1, 2)?]),
-            (true, false) => Ok(vec![way(How::Together, 2, 1)?, way(How::Sequential, 1, 2)?]),
+        let whole = hows.iter().map(|&(how, batch, runs)| {
+            let cost = self.cost(Run::Transformer(batch))?;
+            Ok(self.way(how, &[(runs, cost)], more(how)))
+        });
+        let whole = whole.collect::<Result<Vec<_>, BlueprintError>>()?;
+        if !self.may_stream() || self.wish.weights == Weights::Kept {
+            return Ok(whole);
         }
+        let streamed =
+            hows.iter().map(|&(how, batch, runs)| self.streamed(how, Run::Transformer(batch), runs, more(how)));
+        let streamed = streamed.collect::<Result<Vec<_>, BlueprintError>>()?;
+        Ok(self.among(whole, streamed.into_iter().flatten().collect()))
     }
 
     fn decode(&self) -> Result<Vec<Way>, BlueprintError> {

@@ -9,6 +9,7 @@ mod profile;
 mod resident;
 mod rtx;
 mod session;
+mod streamed;
 mod tensorrt;
 mod traits;
 
@@ -38,6 +39,7 @@ pub use resident::{Bound, Resident};
 pub use rtx::RtxOptions;
 use session::Place;
 pub use session::{Input, Outputs, Session, State};
+pub use streamed::Streamed;
 pub use tensorrt::{ContextFile, Engine, EngineFiles, Profile, ProfileError, TensorRtOptions};
 pub use traits::{Layout, Traits};
 
@@ -148,7 +150,8 @@ struct Runs {
 }
 
 impl Runs {
-    fn new() -> ort::Result<Self> {
+    /// For runs on the processor, or on the GPU of this number.
+    fn new(gpu: Option<u32>) -> ort::Result<Self> {
         let quiet = || -> ort::Result<_> {
             let mut options = RunOptions::new()?;
             // What it would log is in the error it returns.
@@ -158,7 +161,8 @@ impl Runs {
         let [mut other, mut shrinking] = [quiet()?, quiet()?];
         // Neither recorded nor replayed; the processor does not know the key.
         other.set("gpu_graph_id", "-1")?;
-        shrinking.set("memory.enable_memory_arena_shrinkage", "cpu:0")?;
+        let device = gpu.map_or("cpu:0".into(), |number| format!("gpu:{number}"));
+        shrinking.set("memory.enable_memory_arena_shrinkage", &device)?;
         Ok(Self { bound: quiet()?, other, shrinking })
     }
 
@@ -230,7 +234,8 @@ impl Runtime {
         let (environment, path) = environment(setup.device())?;
         let rtx = driver::load(&setup)?;
         environment.set_log_level(LogLevel::Fatal);
-        let runs = Runs::new().map_err(|e| RuntimeError::Start { path, message: line(&e) })?;
+        let runs = Runs::new(setup.cuda().map(|options| options.device))
+            .map_err(|e| RuntimeError::Start { path, message: line(&e) })?;
         let runtime = Self { environment, setup, threads, interrupt: Interrupt(Arc::new(runs), Arc::default()) };
         if let Some(options) = runtime.setup.cuda() {
             resident::try_device(&runtime)?;
@@ -351,6 +356,14 @@ impl Runtime {
         Providers::of(&self.setup, traits).map_err(|source| RuntimeError::Profile { path: path.into(), source })
     }
 
+    /// How long a session for such a graph keeps memory that is free.
+    fn freed(&self, traits: Traits<'_>) -> Freed {
+        match &self.setup {
+            Setup::Cpu(options) => Freed::of(traits.layout, traits.convolves, options.arenas),
+            _ => Freed::on_cuda(traits.convolves),
+        }
+    }
+
     /// How weights of a graph are kept.
     fn layout(&self, traits: Traits<'_>) -> Layout {
         match &self.setup {
@@ -365,6 +378,25 @@ impl Runtime {
         let cuda = self.setup.cuda().map(|options| options.provider(traits));
         let providers = Providers { tensorrt: None, rtx: None, cuda };
         self.load_bytes(Path::new(name), model, &providers, traits)
+    }
+
+    /// Load a piece of the graph in the file `path`; its weights are in files of `folder`.
+    fn load_piece(
+        &self,
+        path: &Path,
+        piece: &[u8],
+        folder: &Path,
+        traits: Traits<'_>,
+    ) -> Result<Session, RuntimeError> {
+        let cuda = self.setup.cuda().map(|options| options.provider(traits));
+        let opened = self.builder(&Providers { tensorrt: None, rtx: None, cuda }, traits, None);
+        let inner = opened.and_then(|builder| {
+            let folder = folder.to_string_lossy();
+            let key = "session.model_external_initializers_file_folder_path";
+            builder.with_config_entry(key, folder)?.commit_from_memory(piece)
+        });
+        let inner = inner.map_err(|e| self.refused(path, &e))?;
+        Ok(self.session(inner, path, traits, None))
     }
 
     /// Load a model that is in memory; `name` is for messages.
@@ -389,7 +421,7 @@ impl Runtime {
         profile: Option<TempDir>,
     ) -> Session {
         let device = self.setup.cuda().map(|options| options.device);
-        let place = Place { path: path.into(), device, freed: cpu::freed(&self.setup, traits) };
+        let place = Place { path: path.into(), device, freed: self.freed(traits) };
         Session::new(inner, place, self.interrupt.clone(), profile)
     }
 
@@ -419,7 +451,7 @@ impl Runtime {
         }
         if on_cpu {
             // With a GPU, naming the processor would contradict that nothing may fall back to it.
-            let keeps = cpu::freed(&self.setup, traits) != Freed::GivenBack;
+            let keeps = self.freed(traits) != Freed::GivenBack;
             list.push(CPU::default().with_arena_allocator(keeps).build());
         }
         let mut builder = ort::session::Session::builder(&self.environment)?;
@@ -431,8 +463,9 @@ impl Runtime {
         let mut builder = builder
             .with_optimization_level(cpu::optimization(traits.layout))?
             // From the second run with the same sizes on ONNX Runtime would take one block for all that nodes make, from begin to
-            // end: of the VAE at 480x720 that is a quarter more than is in use at once.
-            .with_memory_pattern(!on_cpu && !traits.convolves)?
+            // end: of the VAE at 480x720 that is a quarter more than is in use at once. On GPUs it would come beside the pieces of
+            // the first run, which are too small for it and stay.
+            .with_memory_pattern(false)?
             .with_prepacking(!on_cpu || traits.layout != Layout::Mapped)?
             .with_log_level(LogLevel::Fatal)?
             .with_disabled_optimizers(cpu::disabled(traits.layout))?

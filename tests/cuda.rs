@@ -14,8 +14,7 @@ use cogvx::export::{Component, ExportOptions, VideoShape};
 use cogvx::runtime::{CudaOptions, Device, Input, Layout, Runtime, Setup, Traits};
 use cogvx_calibration::plan::Scheme;
 use cogvx_graphs::model::step::{self, Step};
-use cogvx_graphs::onnx::{self, Model, Node, open, serialize};
-use cogvx_graphs::op::Attribute;
+use cogvx_graphs::onnx::{self, Model, Node, open, serialize, types};
 use cogvx_graphs::pass::{self, Lower, Target};
 use cogvx_graphs::{DType, Graph, dims};
 use ndarray::{ArrayD, IxDyn};
@@ -108,7 +107,7 @@ impl Kernels {
     }
 
     /// An operator in the version that a graph of this opset means, with its types.
-    fn wanted(&self, node: &Node, opset: i64, types: &HashMap<String, DType>) -> String {
+    fn wanted(&self, node: &Node, opset: i64, types: &HashMap<&str, DType>) -> String {
         let version = if node.domain.is_empty() {
             let versions = self.versions.get(&node.op_type).map(Vec::as_slice).unwrap_or_default();
             versions.iter().copied().filter(|&v| v <= opset).max().unwrap_or(0)
@@ -122,31 +121,10 @@ impl Kernels {
 }
 
 /// Types of a node's inputs and of its first output: `f16,-,f16>f16`.
-fn signature(node: &Node, types: &HashMap<String, DType>) -> String {
-    let of = |name: &String| types.get(name).map_or("-".into(), DType::to_string);
+fn signature(node: &Node, types: &HashMap<&str, DType>) -> String {
+    let of = |name: &String| types.get(name.as_str()).map_or("-".into(), DType::to_string);
     let inputs: Vec<_> = node.inputs.iter().map(of).collect();
     format!("{}>{}", inputs.join(","), of(&node.outputs[0]))
-}
-
-/// The type of every value.
-fn types(model: &Model) -> HashMap<String, DType> {
-    let ports = model.inputs.iter().map(|port| (port.name.clone(), port.dtype));
-    let mut types: HashMap<_, _> =
-        ports.chain(model.initializers.iter().map(|tensor| (tensor.name.clone(), tensor.dtype))).collect();
-    for node in &model.nodes {
-        let input = |i: usize| node.inputs.get(i).and_then(|name: &String| types.get(name).copied());
-        let made = match node.op_type.as_str() {
-            "Shape" => Some(DType::I64),
-            "Cast" => node.attributes.iter().find_map(|(name, value)| match value {
-                Attribute::Int(to) if name == "to" => DType::ALL.into_iter().find(|d| i64::from(d.onnx()) == *to),
-                _ => None,
-            }),
-            _ => input(0),
-        };
-        let made = made.unwrap_or_else(|| panic!("{}: a type of its output", node.name));
-        types.extend(node.outputs.iter().map(|output| (output.clone(), made)));
-    }
-    types
 }
 
 /// What of a graph has no kernel. Whole numbers that sizes are computed in are the processor's where sizes are open: ONNX
@@ -155,7 +133,7 @@ fn without_kernel(kernels: &Kernels, model: &Model) -> BTreeSet<String> {
     let types = types(model);
     let open = model.nodes.iter().any(|node| node.op_type == "Shape");
     let sizes = |node: &Node| {
-        let whole = |name: &String| types.get(name).is_some_and(|t| *t == DType::I64);
+        let whole = |name: &String| types.get(name.as_str()).is_some_and(|t| *t == DType::I64);
         node.outputs.iter().all(whole) && (node.op_type == "Shape" || node.inputs.iter().all(whole))
     };
     let nodes = model.nodes.iter().filter(|node| !(open && sizes(node)));

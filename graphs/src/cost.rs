@@ -8,6 +8,7 @@ mod kernels;
 mod made;
 mod memory;
 mod sizes;
+mod streamed;
 #[cfg(test)]
 mod tests;
 
@@ -44,13 +45,27 @@ pub enum Layout {
     Widened,
 }
 
-/// What ONNX Runtime keeps on a processor.
+/// What ONNX Runtime keeps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Keep {
-    /// How it keeps weights.
+    /// How it keeps weights on a processor.
     pub weights: Layout,
     /// How long it keeps the memory of tensors that are done.
     pub freed: Freed,
+    /// Whose kernels and whose memory it has.
+    pub device: Device,
+    /// How many blocks keep their weights where the graph runs, if not all do: see [`is_streamed`](crate::onnx::is_streamed).
+    pub blocks: Option<usize>,
+}
+
+/// Where ONNX Runtime runs a graph.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Device {
+    /// On a processor.
+    #[default]
+    Cpu,
+    /// On a GPU.
+    Cuda,
 }
 
 /// How long memory of tensors that are done waits, in an arena, for those to come.
@@ -78,6 +93,12 @@ pub enum Arenas {
 }
 
 impl Freed {
+    /// How long a session on CUDA keeps it. The VAE is two graphs, and either has an arena.
+    #[must_use]
+    pub fn on_cuda(convolves: bool) -> Self {
+        if convolves { Self::KeptInARun } else { Self::Kept }
+    }
+
     /// How long a session keeps it that keeps weights so, of a graph of convolutions or of linear layers.
     ///
     /// Memory fetched anew is cleared by the system first: an eighth of the time where linear layers are quantized and videos are
@@ -101,8 +122,10 @@ pub struct Cost {
     pub nodes: Vec<NodeCost>,
     /// The moment of a run at which most memory is held.
     pub peak: Peak,
-    /// Bytes of all weights as the graph stores them, which are mapped.
+    /// Bytes of all weights as the graph stores them, which are mapped; without those of blocks whose weights are streamed.
     pub weights: u64,
+    /// How many blocks those are.
+    pub streamed: usize,
     /// Bytes of the copies of weights that are made when the graph is loaded, and stay: none where they are used as they are mapped.
     pub packed: u64,
     /// Bytes that are kept after a run together with what the graph hands to the next one.
@@ -134,6 +157,7 @@ impl Cost {
         let mut made = if layout == Layout::Widened { Made::of_weights(graph) } else { Made::nothing(graph) };
         let mut order = Entries::in_file(graph).executed();
         order.retain(|&entry| !made.has_made(entry));
+        let streamed = streamed::blocks(graph, keep.blocks);
         let mut costs = vec![];
         let mut scratch = vec![];
         for entry in &order {
@@ -147,24 +171,27 @@ impl Cost {
             made.read(node, reordered);
             let bytes = if call.is_view() { 0 } else { call.outputs.iter().map(Known::bytes).sum() };
             costs.push(NodeCost { path: node.path.clone(), op: call.op.name, flops: call.flops(), bytes });
-            scratch.push(call.scratch(threads));
+            scratch.push(call.scratch(keep.device, threads));
         }
         let weights = values.iter().enumerate().filter(|(id, _)| live[*id]).map(|(_, value)| match &value.source {
             Source::Weight(weight) => weight.stored.bytes(elements(&weight.shape)),
             _ => 0,
         });
-        let weights = weights.sum();
+        let weights = weights.sum::<u64>() - streamed.values().sum::<u64>();
         let mut run = memory::peak(graph, &order, &scratch, sizes)?;
         let mut left = 0;
         if keep.freed != Freed::GivenBack {
             let most;
-            (most, left) = memory::kept(graph, &order, &scratch, sizes, keep.freed)?;
+            (most, left) = memory::kept(graph, &order, &scratch, sizes, keep)?;
             run.keep(most);
+        }
+        if let Some(bytes) = streamed.values().max() {
+            run.hold("weights of one block", *bytes);
         }
         let (packed, loading) = made.kept(graph, sizes)?;
         // While a weight is arranged it is there twice.
         let peak = if loading.bytes > run.bytes { loading } else { run };
-        Ok(Self { nodes: costs, peak, weights, packed, left })
+        Ok(Self { nodes: costs, peak, weights, streamed: streamed.len(), packed, left })
     }
 
     /// Operations of all nodes.

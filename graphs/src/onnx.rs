@@ -1,10 +1,12 @@
 //! A lowered graph as an ONNX model, and such a model read back.
 
+mod cut;
 mod external;
 pub(crate) mod order;
 mod read;
 #[cfg(test)]
 mod tests;
+mod types;
 mod wire;
 
 use std::collections::{HashMap, HashSet};
@@ -19,9 +21,11 @@ use crate::proto::{
 };
 use crate::{DType, Dim};
 
+pub use cut::{CutError, Feed, Piece, block, blocks, cut, is_streamed};
 pub use external::{check_external, open};
 use order::{Entries, Entry};
 pub use read::{Initializer, MAX_BYTES, Model, Node, OnnxError, Port, Size, read};
+pub use types::types;
 
 /// ONNX's file format version; runtimes refuse newer ones than they know.
 const IR_VERSION: i64 = 10;

@@ -19,6 +19,7 @@ use crate::dtype::DType;
 use crate::source::{SourceError, open_regular, resolve_inside, root_of};
 use locate::{Located, locate};
 use positioned::Bytes;
+pub use positioned::read_exact_at;
 
 /// The tensors of one component directory (`transformer/`, `vae/`, `text_encoder/`), found in `*.safetensors` and
 /// shards; only headers are read.

@@ -132,9 +132,12 @@ impl Blueprint {
         }
         let dtype = |folder: &'static str| {
             let stored = &stored;
+            // What was not exported is as most of what was: graphs compute in what most weights are stored in.
+            let of_type = |&dtype: &DType| stored.iter().filter(|(key, of)| key.0 == folder && of.0 == dtype).count();
+            let usual = [DType::F16, DType::BF16, DType::F32].into_iter().max_by_key(of_type).unwrap_or(DType::F32);
             move |name: &str| {
                 let found = stored.get(&(folder, name.to_string())).map(|(dtype, _)| *dtype);
-                found.filter(|dtype| dtype.is_float()).unwrap_or(DType::F32)
+                found.filter(|dtype| dtype.is_float()).unwrap_or(usual)
             }
         };
         // No configuration tells how wide feed-forwards are; their biases are in every bundle as they are.

@@ -6,11 +6,12 @@ use clap::{Args, ValueEnum};
 use super::memory;
 use super::progress::say;
 use crate::bundle::Manifest;
-use crate::pipeline;
+use crate::pipeline::{self, Streaming};
 use crate::runtime::{CpuOptions, CudaOptions, Device, RtxOptions, Runtime, RuntimeError, Setup, TensorRtOptions};
 
 /// How a bundle for a GPU runs.
 #[derive(Args, Clone, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "the options")]
 pub(super) struct Gpu {
     /// Which GPU, as `nvidia-smi` counts them from 0 [default: 0]
     #[arg(long, value_name = "N", help_heading = "GPU")]
@@ -21,6 +22,10 @@ pub(super) struct Gpu {
     /// Record the transformer's kernels once and start them all together, where the bundle has fixed sizes
     #[arg(long, help_heading = "GPU")]
     cuda_graph: bool,
+    /// Let weights of text encoder and transformer come from their files block by block: less of the GPU's memory, more time.
+    /// `run --max-memory` does so for as many blocks as it takes
+    #[arg(long, help_heading = "GPU", conflicts_with = "cuda_graph")]
+    weight_streaming: bool,
     /// Where to run if the GPU cannot be used; without it that is an error
     #[arg(long, value_name = "DEVICE", help_heading = "GPU")]
     fallback: Option<Fallback>,
@@ -64,6 +69,22 @@ impl Gpu {
         Self { rtx: rtx.tensorrt_rtx, ..self.clone() }
     }
 
+    /// Whether weights are to be streamed.
+    pub fn streams(&self) -> bool {
+        self.weight_streaming
+    }
+
+    /// Whether the transformer's kernels are to be recorded.
+    pub fn records(&self) -> bool {
+        self.cuda_graph
+    }
+
+    /// The weights that stay on the device of `runtime`.
+    pub fn streaming(&self, runtime: &Runtime) -> Streaming {
+        let kept = (self.weight_streaming && runtime.device() == Device::Cuda).then_some(0);
+        Streaming { text_encoder: kept, transformer: kept }
+    }
+
     /// ONNX Runtime for the bundle of `manifest`.
     pub fn start(&self, manifest: &Manifest, threads: usize) -> anyhow::Result<Runtime> {
         let setup = self.setup(&manifest.target)?;
@@ -98,6 +119,15 @@ impl Gpu {
         }
         if self.rtx && self.cuda_graph {
             bail!("`--cuda-graph`: expected no such option with `--tensorrt-rtx`");
+        }
+        if self.weight_streaming && pipeline::device(target) != Device::Cuda && !self.any {
+            let why = match pipeline::device(target) {
+                Device::TensorRt => "engines have their weights",
+                _ => "weights are mapped from their files there",
+            };
+            bail!(
+                "`--weight-streaming`: expected a bundle exported with `--target cuda`, found one for `{target}`: {why}"
+            );
         }
         let cuda = CudaOptions { device: self.device.unwrap_or(0), memory_limit: self.memory, graphs: self.cuda_graph };
         match pipeline::device(target) {

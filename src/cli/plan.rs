@@ -10,8 +10,8 @@ use super::Answer;
 use super::export::{Precision, Quantize, Target};
 use super::size::Size;
 use crate::blueprint::{Blueprint, BlueprintError, Form, by};
-use crate::pipeline::Stage;
-use crate::plan::{How, Plan, StagePlan, Way, Wish};
+use crate::pipeline::{Stage, Streaming};
+use crate::plan::{How, Plan, StagePlan, Streams, Way, Weights, Wish};
 
 /// Predict what a run takes: memory and operations of each stage, and the ways that fit
 ///
@@ -54,6 +54,9 @@ pub(super) struct Args {
     threads: usize,
     #[command(flatten)]
     cpu: super::cpu::Cpu,
+    /// On a GPU, let weights of text encoder and transformer come from their files block by block in any case
+    #[arg(long)]
+    weight_streaming: bool,
     /// Choose ways that take at most this, such as 8GB
     #[arg(long, value_name = "BYTES", value_parser = super::memory::parse)]
     max_memory: Option<u64>,
@@ -90,6 +93,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     {
         bail!("`--{option}`: expected graphs for `cpu`, found those of a GPU");
     }
+    if args.weight_streaming && blueprint.form().target != cogvx_graphs::pass::Target::Cuda {
+        bail!("`--weight-streaming`: expected graphs for `cuda`");
+    }
     let wish = Wish {
         size: args.size.asked(),
         guided: args.guidance > 1.0,
@@ -98,6 +104,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
         from_video: args.from_video,
         threads: threads(args.threads),
         cpu: args.cpu.within(args.max_memory),
+        weights: if args.weight_streaming { Weights::Streamed } else { Weights::Kept },
     };
     let plan = Plan::new(blueprint, &wish, args.max_memory)?;
     let mut out = std::io::stdout().lock();
@@ -129,7 +136,7 @@ fn said(plan: &Plan) -> String {
         for (i, way) in stage.ways.iter().enumerate() {
             table.add_row([
                 if i == 0 { name(stage.stage).into() } else { String::new() },
-                words(way.how).into(),
+                words(way),
                 operations(way.flops),
                 HumanBytes(way.memory).to_string(),
                 HumanBytes(way.weights).to_string(),
@@ -138,10 +145,12 @@ fn said(plan: &Plan) -> String {
             ]);
         }
     }
-    let options: Vec<_> = [(How::Sequential, "--sequential-guidance"), (How::Tiled, "--vae-tiling")]
-        .into_iter()
-        .filter_map(|(how, option)| plan.does(how).then_some(option))
-        .collect();
+    let options = [
+        (plan.does(How::Sequential), "--sequential-guidance"),
+        (plan.does(How::Tiled), "--vae-tiling"),
+        (plan.streaming() != Streaming::default(), "--weight-streaming"),
+    ];
+    let options: Vec<_> = options.into_iter().filter_map(|(is, option)| is.then_some(option)).collect();
     let options = if options.is_empty() { String::new() } else { format!(" with {}", options.join(" ")) };
     let limit = plan.limit.map(|limit| format!(" of {}", HumanBytes(limit))).unwrap_or_default();
     format!(
@@ -181,14 +190,23 @@ const fn name(stage: Stage) -> &'static str {
     }
 }
 
-const fn words(how: How) -> &'static str {
-    match how {
+fn words(way: &Way) -> String {
+    let how = match way.how {
         How::Plain => "",
         How::Together => "both texts together",
         How::Sequential => "one after the other",
         How::Whole => "whole frames",
         How::Tiled => "tiles",
-    }
+    };
+    let streamed = way.streams.map(|Streams { blocks, .. }| match blocks {
+        1 => "1 block streamed".into(),
+        _ => format!("{blocks} blocks streamed"),
+    });
+    [Some(how).filter(|how| !how.is_empty()).map(String::from), streamed]
+        .into_iter()
+        .flatten()
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 /// Operations in a unit that leaves few digits.

@@ -57,7 +57,8 @@ pub(super) struct Args {
     /// Take at most this much memory, such as 8GB, as `cogvx plan` predicts it
     ///
     /// Where it takes more than that otherwise, guidance runs the transformer twice a step, and the VAE works in tiles, which makes
-    /// a slightly other video. Weights do not count: they are mapped from files.
+    /// a slightly other video. On the processor weights do not count: they are mapped from files. On CUDA those that do not fit come
+    /// from their files block by block.
     #[arg(long, value_name = "BYTES", value_parser = super::memory::parse)]
     max_memory: Option<u64>,
     /// Threads of ONNX Runtime [default: one a core]
@@ -102,7 +103,8 @@ fn run_one(args: &Args) -> anyhow::Result<Answer> {
     }
     let opened = open(&args.bundle, args.threads, &args.gpu.or_on(args.cpu.within(args.max_memory)).through(args.rtx))?;
     let request = limit::within(args, &opened.pipeline, args.wish.request(&opened.pipeline)?, "")?;
-    let opened = prepared(opened, [request.frames, request.height, request.width], request.vae_tiling)?;
+    let mut opened = prepared(opened, [request.frames, request.height, request.width], request.vae_tiling)?;
+    opened.pipeline = limit::streaming(args, opened.pipeline, std::slice::from_ref(&request))?;
     let pipeline = &opened.pipeline;
     show::warn(pipeline, &request, "")?;
     let mut planned = Planned::new(&args.output, args.wish.fps, pipeline, &request)?;

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::blueprint::{Blueprint, Form};
 use crate::pipeline::Stage::{self, Decode, Denoise, Text};
-use crate::plan::{Plan, PlanError, Wish};
+use crate::plan::{Plan, PlanError, Weights, Wish};
 use crate::runtime::CpuOptions;
 
 /// Memory of GPUs that are sold, in GiB.
@@ -51,6 +51,7 @@ pub fn sizings(blueprint: Blueprint, size: [Option<usize>; 3]) -> Result<Vec<Siz
         from_video: false,
         threads: 1,
         cpu: CpuOptions::default(),
+        weights: Weights::Kept,
     };
     let mut blueprint = blueprint.widened();
     let mut sizings = vec![];

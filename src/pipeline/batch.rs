@@ -47,7 +47,7 @@ impl Pipeline {
         let mut items = self.begin_all(jobs, &mut spool, observer)?;
         if items.iter().flatten().any(Item::is_open) {
             observer.stage(Stage::Text);
-            let mut encoder = self.load(TEXT_ENCODER, "model.onnx")?;
+            let mut encoder = self.load_blocks(TEXT_ENCODER, "model.onnx", false)?;
             each(&mut items, observer, |_, item, observer| {
                 if item.is_open() {
                     let text = self.encode_prompts(&mut encoder, &item.request, observer)?;

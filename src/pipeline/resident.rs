@@ -75,7 +75,6 @@ impl Transformer<'_> {
     /// Take the steps that are left, as `denoise_here` does, and to the same bits on the processor.
     pub(super) fn denoise_resident(
         &mut self,
-        runtime: &Runtime,
         request: &Request,
         text: &ArrayD<f32>,
         walk: &mut Walk,
@@ -86,7 +85,7 @@ impl Transformer<'_> {
         let shapes = [input.shape().to_vec(), text.shape().to_vec()];
         let channels = self.config().out_channels;
         // The places of the first walk are kept for all of its shapes: what a GPU recorded on them stays true.
-        let (session, kept) = self.session_and_kept();
+        let Some((runtime, session, kept)) = self.resident() else { unreachable!("asked before") };
         let always = kept.as_ref().is_none_or(|fed| fed.shapes == shapes);
         let mut other = None;
         let place = if always { kept } else { &mut other };

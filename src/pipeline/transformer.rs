@@ -3,8 +3,8 @@
 use cogvx_graphs::config::DitConfig;
 use ndarray::{Array2, ArrayD, ArrayViewD, arr1};
 
-use super::PipelineError;
 use super::resident::Fed;
+use super::{Loaded, PipelineError};
 use crate::positions::{RotaryGrid, rotary_3d, sincos_3d};
 use crate::runtime::{Input, Outputs, Runtime, Session};
 
@@ -15,7 +15,7 @@ pub(super) const SAMPLE: &str = "sample";
 
 /// A loaded transformer.
 pub struct Transformer<'a> {
-    session: Session,
+    graph: Loaded,
     config: &'a DitConfig,
     /// Where latents stay on the device, what makes the graphs for that.
     resident: Option<&'a Runtime>,
@@ -36,25 +36,25 @@ struct Positions {
 }
 
 impl<'a> Transformer<'a> {
-    pub(crate) fn new(session: Session, config: &'a DitConfig, resident: Option<&'a Runtime>) -> Self {
-        Self { session, config, resident, positions: None, kept: None }
+    pub(crate) fn new(graph: Loaded, config: &'a DitConfig, resident: Option<&'a Runtime>) -> Self {
+        Self { graph, config, resident, positions: None, kept: None }
     }
 
     pub(super) fn config(&self) -> &DitConfig {
         self.config
     }
 
-    pub(super) fn session_and_kept(&mut self) -> (&mut Session, &mut Option<Box<Fed>>) {
-        (&mut self.session, &mut self.kept)
-    }
-
-    pub(super) fn resident(&self) -> Option<&'a Runtime> {
-        self.resident
+    /// Where latents stay on the device, what makes the graphs for that, the graph, and what stays there from walk to walk.
+    pub(super) fn resident(&mut self) -> Option<(&'a Runtime, &mut Session, &mut Option<Box<Fed>>)> {
+        match (self.resident, &mut self.graph) {
+            (Some(runtime), Loaded::Whole(session)) => Some((runtime, session, &mut self.kept)),
+            _ => None,
+        }
     }
 
     /// The graph.
-    pub(crate) fn into_session(self) -> Session {
-        self.session
+    pub(crate) fn into_graph(self) -> Loaded {
+        self.graph
     }
 
     /// The prediction for latents `[batch, frames, channels, height, width]`, text embeddings `[batch, tokens, width]` and a
@@ -74,7 +74,7 @@ impl<'a> Transformer<'a> {
     /// How long ONNX Runtime has run the graph, all predictions together.
     #[must_use]
     pub fn busy(&self) -> std::time::Duration {
-        self.session.busy()
+        self.graph.busy()
     }
 
     /// All outputs of the graph, of which [`SAMPLE`] is the prediction; a probed graph may have none.
@@ -96,7 +96,7 @@ impl<'a> Transformer<'a> {
             inputs.push(("ofs", Input::Float(ofs.view())));
         }
         inputs.extend(positions.tables.iter().map(|(name, table)| (*name, Input::Float(table.view()))));
-        let outputs = self.session.run(&inputs)?;
+        let outputs = self.graph.run(&inputs)?;
         self.positions = Some(positions);
         let mut expected = latents.shape().to_vec();
         expected[2] = self.config.out_channels;

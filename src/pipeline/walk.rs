@@ -146,11 +146,10 @@ impl Transformer<'_> {
         observer: &mut dyn Observer,
     ) -> Result<(), PipelineError> {
         let plain = request.shortcuts == Shortcuts::default() && !request.sequential_guidance;
-        match self.resident() {
-            Some(runtime) if plain && observer.reads() != Reads::Outputs => {
-                self.denoise_resident(runtime, request, text, walk, observer)
-            }
-            _ => self.denoise_here(request, text, walk, observer),
+        if plain && observer.reads() != Reads::Outputs && self.resident().is_some() {
+            self.denoise_resident(request, text, walk, observer)
+        } else {
+            self.denoise_here(request, text, walk, observer)
         }
     }
 

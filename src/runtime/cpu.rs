@@ -1,10 +1,9 @@
 //! How graphs run on the processor.
 
 pub use cogvx_graphs::cost::Arenas;
-use cogvx_graphs::cost::Freed;
 use ort::session::builder::GraphOptimizationLevel;
 
-use super::{Layout, Setup, Traits};
+use super::{Layout, Traits};
 
 /// How graphs run on the processor.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,12 +41,4 @@ pub(super) fn optimization(layout: Layout) -> GraphOptimizationLevel {
 /// The optimizers of that level that are not wanted.
 pub(super) fn disabled(layout: Layout) -> &'static str {
     if layout == Layout::Widened { ALL_BUT_FOLDING } else { COPYING }
-}
-
-/// How long a session for such a graph keeps memory that is free.
-pub(super) fn freed(setup: &Setup, traits: Traits<'_>) -> Freed {
-    match setup {
-        Setup::Cpu(options) => Freed::of(traits.layout, traits.convolves, options.arenas),
-        _ => Freed::GivenBack,
-    }
 }

@@ -110,7 +110,8 @@ impl Session {
             return self.run(inputs);
         }
         let kept = self.place.memory().map_err(|e| self.place.failed(&e))?;
-        let values = self.timed(|session, runs| run_where(session, &runs.other, inputs, (suffix, &kept)))?;
+        let freed = self.place.freed;
+        let values = self.timed(|session, runs| run_where(session, runs.freeing(freed), inputs, (suffix, &kept)))?;
         Ok(Outputs { values, path: self.place.path.clone() })
     }
 
@@ -179,6 +180,11 @@ pub struct Outputs {
 }
 
 impl Outputs {
+    /// What the graph in this file returned.
+    pub(super) fn new(values: HashMap<String, DynValue>, path: PathBuf) -> Self {
+        Self { values, path }
+    }
+
     /// The `f32` output `name`.
     ///
     /// # Errors

@@ -6,7 +6,8 @@
 //   FAKE_CUDA_LAUNCH  what starting a kernel answers (209: no kernel for this GPU)
 //   FAKE_CUDA_MB      memory of the device
 //   FAKE_CUDA_ARCH    its compute capability (89: 8.9; otherwise 9.0)
-//   FAKE_CUDA_LOG     a file for what was done: each copy to (1) and from (2) the device, and each start of a recorded graph
+//   FAKE_CUDA_LOG     a file for what was done: each copy to (1) and from (2) the device, each start of a recorded graph, and the
+//                     memory in use after each piece that is taken
 #include <malloc.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -36,10 +37,20 @@ static Error room(void **at, size_t bytes) {
     return 0;
 }
 
+static void note(const char *what, int kind, size_t bytes) {
+    static FILE *log = NULL;
+    if (!log && getenv("FAKE_CUDA_LOG")) log = fopen(getenv("FAKE_CUDA_LOG"), "a");
+    if (log) {
+        fprintf(log, "%s %d %zu\n", what, kind, bytes);
+        fflush(log);
+    }
+}
+
 Error cudaMalloc(void **at, size_t bytes) {
     if (used + bytes > total()) return last = 2;
     Error error = room(at, bytes);
     used += malloc_usable_size(*at);
+    note("used", 0, used);
     return error;
 }
 Error cudaMallocFromPoolAsync(void **at, size_t bytes, void *pool, void *stream) { return cudaMalloc(at, bytes); }
@@ -53,14 +64,6 @@ Error cudaFree(void *at) {
 Error cudaFreeAsync(void *at, void *stream) { return cudaFree(at); }
 Error cudaFreeHost(void *at) { free(at); return 0; }
 Error cudaMemGetInfo(size_t *left, size_t *all) { *all = total(); *left = *all - used; return 0; }
-static void note(const char *what, int kind, size_t bytes) {
-    static FILE *log = NULL;
-    if (!log && getenv("FAKE_CUDA_LOG")) log = fopen(getenv("FAKE_CUDA_LOG"), "a");
-    if (log) {
-        fprintf(log, "%s %d %zu\n", what, kind, bytes);
-        fflush(log);
-    }
-}
 Error cudaMemcpy(void *to, const void *from, size_t bytes, int kind) {
     note("copy", kind, bytes);
     memcpy(to, from, bytes);

@@ -1,8 +1,10 @@
 //! What ONNX Runtime's arena takes from the system (`onnxruntime/core/framework/bfc_arena.cc`).
 //!
-//! It fetches regions of memory, each twice as large as the one before unless more is asked for, hands out the smallest free piece
-//! that holds what is wanted, cut where much would be left, and joins free neighbours. What nothing was written to yet is no memory of
-//! the system's, so a region counts as far as it was ever handed out.
+//! It fetches regions of memory, each twice as large as the one before unless more is asked for, or as large as what is asked for; hands
+//! out the smallest free piece that holds what is wanted, cut where much would be left, and joins free neighbours of a region. What
+//! nothing was written to yet is no memory of the system's, so a region counts as far as it was ever handed out.
+
+use super::Device;
 
 /// Pieces are multiples of this.
 const UNIT: u64 = 256;
@@ -19,6 +21,8 @@ pub(super) struct Arena {
     regions: Vec<Region>,
     /// The size of the next region.
     next: u64,
+    /// On CUDA regions are as large as what is asked for: cogvx says so to the provider.
+    device: Device,
 }
 
 struct Region {
@@ -43,6 +47,11 @@ pub(super) struct Place {
 }
 
 impl Arena {
+    /// An arena of this device.
+    pub fn new(device: Device) -> Self {
+        Self { device, ..Self::default() }
+    }
+
     /// Hand out so many bytes; none for none.
     pub fn take(&mut self, bytes: u64) -> Option<Place> {
         let wanted = bytes.next_multiple_of(UNIT);
@@ -100,6 +109,10 @@ impl Arena {
     }
 
     fn fetch(&mut self, wanted: u64) -> (usize, usize) {
+        if self.device == Device::Cuda {
+            self.regions.push(Region { pieces: vec![Piece { at: 0, bytes: wanted, is_free: true }], touched: 0 });
+            return (self.regions.len() - 1, 0);
+        }
         let [first, most] = REGION;
         let planned = self.next.max(first);
         let mut bytes = planned;
@@ -156,6 +169,20 @@ mod tests {
         arena.give_back(places[2]);
         arena.shrink();
         assert_eq!(arena.touched(), 3 * MIB);
+    }
+
+    #[test]
+    fn regions_on_cuda_are_as_large_as_what_is_asked_for() {
+        let mut arena = Arena::new(Device::Cuda);
+        let places = [1, 4, 2].map(|mib| take(&mut arena, mib));
+        assert_eq!(arena.touched(), 7 * MIB);
+        for place in places {
+            arena.give_back(place);
+        }
+        // Pieces of different regions are not joined, but cut.
+        take(&mut arena, 5);
+        assert_eq!([2, 1, 2].map(|mib| take(&mut arena, mib).region), [2, 0, 1]);
+        assert_eq!(arena.touched(), 12 * MIB);
     }
 
     #[test]

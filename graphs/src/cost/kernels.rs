@@ -1,5 +1,6 @@
 //! What one node costs, by its operator.
 
+use super::Device;
 use super::sizes::elements;
 use crate::DType;
 use crate::op::OnnxOp;
@@ -75,9 +76,16 @@ impl Call<'_> {
         2 * q.axis(0) * q.axis(1) * k.axis(1) * (q.last() + v.last())
     }
 
-    /// Bytes of each buffer that ONNX Runtime's CPU kernel takes while it runs, beside what it reads and makes.
-    pub fn scratch(&self, threads: u64) -> Vec<u64> {
+    /// Bytes of each buffer that ONNX Runtime's kernel takes while it runs, beside what it reads and makes. Of CUDA's only those that
+    /// do not depend on the GPU are known.
+    pub fn scratch(&self, device: Device, threads: u64) -> Vec<u64> {
         match self.op.name {
+            // The weight in as many bits as what it is multiplied by.
+            "MatMulNBits" if device == Device::Cuda => {
+                let [Some(x), Some(y)] = [self.input(0), self.outputs.first()] else { return vec![] };
+                vec![x.dtype.bytes(x.last() * y.last())]
+            }
+            _ if device == Device::Cuda => vec![],
             // Queries, keys and values are brought head by head.
             "MultiHeadAttention" => {
                 let rest = if self.input(5).is_some() { self.scores() } else { threads * ATTENTION_BLOCK };

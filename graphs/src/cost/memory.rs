@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 
 use super::arena::{Arena, Place};
-use super::{CostError, Freed, Sizes};
+use super::{CostError, Freed, Keep, Sizes};
 use crate::graph::{Graph, Source};
 use crate::onnx::order::{Entry, read_by};
 use crate::op::Op;
@@ -30,10 +30,14 @@ impl Peak {
     pub(super) fn keep(&mut self, bytes: u64) {
         let is_fed = |held: &&Held| held.is_input && !held.what.ends_with(PAST);
         let fed: u64 = self.held.iter().filter(is_fed).map(|held| held.bytes).sum();
-        let gaps = (fed + bytes).saturating_sub(self.bytes);
-        self.bytes += gaps;
-        let held = Held { what: "gaps between these".into(), is_input: false, is_output: false, bytes: gaps };
-        let place = self.held.partition_point(|other| other.bytes > gaps);
+        self.hold("gaps between these", (fed + bytes).saturating_sub(self.bytes));
+    }
+
+    /// So many bytes are held, too.
+    pub(super) fn hold(&mut self, what: &str, bytes: u64) {
+        self.bytes += bytes;
+        let held = Held { what: what.into(), is_input: false, is_output: false, bytes };
+        let place = self.held.partition_point(|other| other.bytes > bytes);
         self.held.insert(place, held);
     }
 }
@@ -166,9 +170,9 @@ pub(super) fn kept(
     order: &[Entry],
     scratch: &[Vec<u64>],
     sizes: &Sizes,
-    freed: Freed,
+    keep: Keep,
 ) -> Result<(u64, u64), CostError> {
-    let (mut arena, mut most, mut left) = (Arena::default(), 0, 0);
+    let (mut arena, mut most, mut left) = (Arena::new(keep.device), 0, 0);
     let mut fed: Vec<Place> = vec![];
     for _ in 0..RUNS {
         let mut held = BTreeMap::new();
@@ -189,7 +193,7 @@ pub(super) fn kept(
             }
         })?;
         most = most.max(arena.touched());
-        if freed == Freed::KeptInARun {
+        if keep.freed == Freed::KeptInARun {
             arena.shrink();
             left = arena.touched();
         }

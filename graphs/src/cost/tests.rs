@@ -15,7 +15,7 @@ fn cost(graph: &Graph, sizes: &[(&'static str, usize)]) -> Cost {
 }
 
 fn kept(graph: &Graph, sizes: &[(&'static str, usize)], layout: Layout) -> Cost {
-    let keep = Keep { weights: layout, freed: Freed::of(layout, false, Arenas::Usual) };
+    let keep = Keep { weights: layout, freed: Freed::of(layout, false, Arenas::Usual), ..Keep::default() };
     Cost::of(graph, &Sizes::new(sizes.iter().copied()), 1, keep).expect("all sizes are known")
 }
 

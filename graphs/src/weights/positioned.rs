@@ -35,15 +35,21 @@ impl Bytes {
     }
 }
 
-/// Fills `buf` from byte `at` on; a file that ends before gives [`io::ErrorKind::UnexpectedEof`].
+/// Fills `buf` from byte `at` on.
+///
+/// # Errors
+/// What the system tells; a file that ends before gives [`io::ErrorKind::UnexpectedEof`].
 #[cfg(unix)]
-pub(super) fn read_exact_at(file: &File, buf: &mut [u8], at: u64) -> io::Result<()> {
+pub fn read_exact_at(file: &File, buf: &mut [u8], at: u64) -> io::Result<()> {
     std::os::unix::fs::FileExt::read_exact_at(file, buf, at)
 }
 
-/// Fills `buf` from byte `at` on; a file that ends before gives [`io::ErrorKind::UnexpectedEof`].
+/// Fills `buf` from byte `at` on.
+///
+/// # Errors
+/// What the system tells; a file that ends before gives [`io::ErrorKind::UnexpectedEof`].
 #[cfg(windows)]
-pub(super) fn read_exact_at(file: &File, mut buf: &mut [u8], mut at: u64) -> io::Result<()> {
+pub fn read_exact_at(file: &File, mut buf: &mut [u8], mut at: u64) -> io::Result<()> {
     use std::os::windows::fs::FileExt as _;
     while !buf.is_empty() {
         match file.seek_read(buf, at) {

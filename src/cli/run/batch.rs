@@ -66,10 +66,15 @@ pub(super) fn run(args: &Args, prompts: &Path) -> anyhow::Result<Answer> {
     let opened = open(&args.bundle, args.threads, &args.gpu.or_on(args.cpu.within(args.max_memory)).through(args.rtx))?;
     // A limit of memory may choose tiles for any of them.
     let tiled = args.max_memory.is_some() || lines.iter().any(|line| line.wish.vae_tiling);
-    let opened = match size(&lines, &opened.pipeline)? {
+    let mut opened = match size(&lines, &opened.pipeline)? {
         Some(size) => prepared(opened, size, tiled)?,
         None => opened,
     };
+    if args.max_memory.is_some() && opened.pipeline.runtime().device() == Device::Cuda {
+        // What is wrong with a line is told when it is its turn.
+        let requests: Vec<_> = lines.iter().filter_map(|line| line.wish.request(&opened.pipeline).ok()).collect();
+        opened.pipeline = limit::streaming(args, opened.pipeline, &requests)?;
+    }
     let made_folders = [Some(&args.output), states].into_iter().flatten().map(|path| Folder::new(path));
     let _made_folders = made_folders.collect::<anyhow::Result<Vec<_>>>()?;
 
