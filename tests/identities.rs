@@ -126,16 +126,43 @@ fn a_convolution_over_time_is_fewer_of_pictures() -> Outcome {
         // An open number that is not known to come of doubling may well be that of an image.
         let (plain, operators) = outcome(causal(&Dim::named("frames")), Lower::new(Target::Cpu), &x)?;
         assert!(!fewer(&operators), "{operators:?}");
-        for (frames, expected) in [(&known, frames >= 4), (&Dim::named("double(frames)"), true)] {
+        let open = ["double(frames)", "double(double(frames))"].map(Dim::named);
+        for (frames, expected) in [(&known, frames >= 4), (&open[0], true), (&open[1], true)] {
             let (y, operators) = outcome(causal(frames), Lower::new(Target::Cpu), &x)?;
             assert_eq!(fewer(&operators), expected, "{frames} frames: {operators:?}");
             let largest = plain.iter().fold(0.0, |most: f32, y| most.max(y.abs()));
             let error = furthest(&plain, &y) / largest;
-            assert!(error < 1e-5, "{frames} frames: {error}");
+            assert!(error < 4e-5, "{frames} frames: {error}");
         }
     }
     let (_, operators) = outcome(causal(&Dim::Fixed(8)), Lower::new(Target::Cuda), &input(&[1, 64, 10, 5, 6])?)?;
     assert!(!fewer(&operators), "{operators:?}");
+    Ok(())
+}
+
+#[test]
+fn a_convolution_of_few_features_is_one_along_rows() -> Outcome {
+    let open = ["frames", "rows"].map(Dim::named);
+    for [frames, rows] in [[Dim::Fixed(4), Dim::Fixed(5)], open] {
+        let x = input(&[1, 30, 4, 5, 6])?;
+        let model = |plain: bool| {
+            let (frames, rows) = (&frames, &rows);
+            move |g: &Graph| {
+                let x = g.input("x", DType::F32, dims![1, 30, frames, rows, 6]);
+                let weight = g.weight(Weight::whole("weight", DType::F16, &[3, 30, 3, 3, 3]), DType::F32);
+                let bias = g.weight(Weight::whole("bias", DType::F16, &[3]), DType::F32);
+                // Padded in time, and what is made of the padding cut off again, the convolution is no such one.
+                let pad = usize::from(plain);
+                let y = x.conv(weight, Some(bias), [1; 3], [[pad; 2], [1; 2], [1; 2]]);
+                g.output("y", if plain { y.slice(2, 1, 2) } else { y });
+            }
+        };
+        let (plain, operators) = outcome(model(true), Lower::new(Target::Cpu), &x)?;
+        assert!(!operators.contains(&"Add"), "{operators:?}");
+        let (few, operators) = outcome(model(false), Lower::new(Target::Cpu), &x)?;
+        assert_eq!(operators.iter().filter(|&&name| name == "Add").count(), 8, "{operators:?}");
+        assert!(furthest(&plain, &few) < 1e-5, "{}", furthest(&plain, &few));
+    }
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! From what the model means to the ONNX operators a target runs fast.
 
 mod bfloat16;
+mod few;
 mod quantized;
 mod upsampled;
 mod winograd;
@@ -375,8 +376,10 @@ impl Pass for Lower {
             Op::Linear => Some(vec![self.linear(x?, &inputs[1..], &types[0])]),
             Op::QuantizedLinear(layer) => Some(vec![self.quantized_linear(x?, layer, &inputs[1..], &types[0])]),
             Op::Conv { strides, pads } => {
-                let faster = self.conv_of_upsampled(inputs, strides, pads, &types[0]);
-                if let Some(y) = faster.or_else(|| self.conv_over_time(inputs, strides, pads, &types[0])) {
+                let to = &types[0];
+                let faster = self.conv_of_upsampled(inputs, strides, pads, to);
+                let faster = faster.or_else(|| self.conv_of_few_features(inputs, strides, pads, to));
+                if let Some(y) = faster.or_else(|| self.conv_over_time(inputs, strides, pads, to)) {
                     return Some(vec![y]);
                 }
                 let since = if types[0].dtype == DType::BF16 { 22 } else { 11 };
