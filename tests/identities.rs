@@ -167,6 +167,47 @@ fn a_convolution_of_few_features_is_one_along_rows() -> Outcome {
 }
 
 #[test]
+fn a_feed_forward_by_halves_is_one_of_all_rows() -> Outcome {
+    for rows in [2, 5] {
+        let x = input(&[rows, 7])?;
+        let model = |plain: bool, rows: Dim| {
+            move |g: &Graph| {
+                let x = g.input("x", DType::F32, dims![&rows, 7]);
+                let half = |name: &str, shape: &[usize]| g.weight(Weight::whole(name, DType::F16, shape), DType::F32);
+                let wide = x.linear(half("first", &[28, 7]), Some(half("before", &[28]))).gelu();
+                let wide = if plain { wide * 1.0 } else { wide };
+                g.output("y", wide.linear(half("second", &[7, 28]), Some(half("after", &[7]))));
+            }
+        };
+        let (plain, operators) = outcome(model(true, rows.into()), Lower::new(Target::Cpu), &x)?;
+        assert!(!operators.contains(&"Split"), "{operators:?}");
+        for rows in [rows.into(), Dim::named("rows")] {
+            let (halves, operators) = outcome(model(false, rows), Lower::new(Target::Cpu), &x)?;
+            assert!(operators.contains(&"Split"), "{operators:?}");
+            assert!(furthest(&plain, &halves) < 1e-6, "{}", furthest(&plain, &halves));
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn weights_for_one_row_are_used_where_they_lie() -> Outcome {
+    let x = input(&[1, 40])?;
+    let model = |rows: Dim| {
+        move |g: &Graph| {
+            let x = g.input("x", DType::F32, dims![&rows, 40]);
+            g.output("y", x.linear(g.weight(Weight::whole("weight", DType::F16, &[24, 40]), DType::F32), None));
+        }
+    };
+    let (plain, operators) = outcome(model(Dim::named("rows")), Lower::new(Target::Cpu), &x)?;
+    assert!(!operators.contains(&"ExpandDims"), "{operators:?}");
+    let (seen, operators) = outcome(model(Dim::Fixed(1)), Lower::new(Target::Cpu), &x)?;
+    assert!(operators.contains(&"ExpandDims"), "{operators:?}");
+    assert!(furthest(&plain, &seen) < 1e-6, "{}", furthest(&plain, &seen));
+    Ok(())
+}
+
+#[test]
 fn what_cuda_computes_in_bfloat16_is_what_the_operators_without_kernels_would() -> Outcome {
     let x = input(&[1, 4, 3, 5, 6])?;
     for operator in ["InstanceNormalization", "Resize"] {
