@@ -126,16 +126,84 @@ fn a_convolution_over_time_is_fewer_of_pictures() -> Outcome {
         // An open number that is not known to come of doubling may well be that of an image.
         let (plain, operators) = outcome(causal(&Dim::named("frames")), Lower::new(Target::Cpu), &x)?;
         assert!(!fewer(&operators), "{operators:?}");
-        for (frames, expected) in [(&known, frames >= 4), (&Dim::named("double(frames)"), true)] {
+        let open = ["double(frames)", "double(double(frames))"].map(Dim::named);
+        for (frames, expected) in [(&known, frames >= 4), (&open[0], true), (&open[1], true)] {
             let (y, operators) = outcome(causal(frames), Lower::new(Target::Cpu), &x)?;
             assert_eq!(fewer(&operators), expected, "{frames} frames: {operators:?}");
             let largest = plain.iter().fold(0.0, |most: f32, y| most.max(y.abs()));
             let error = furthest(&plain, &y) / largest;
-            assert!(error < 1e-5, "{frames} frames: {error}");
+            assert!(error < 4e-5, "{frames} frames: {error}");
         }
     }
     let (_, operators) = outcome(causal(&Dim::Fixed(8)), Lower::new(Target::Cuda), &input(&[1, 64, 10, 5, 6])?)?;
     assert!(!fewer(&operators), "{operators:?}");
+    Ok(())
+}
+
+#[test]
+fn a_convolution_of_few_features_is_one_along_rows() -> Outcome {
+    let open = ["frames", "rows"].map(Dim::named);
+    for [frames, rows] in [[Dim::Fixed(4), Dim::Fixed(5)], open] {
+        let x = input(&[1, 30, 4, 5, 6])?;
+        let model = |plain: bool| {
+            let (frames, rows) = (&frames, &rows);
+            move |g: &Graph| {
+                let x = g.input("x", DType::F32, dims![1, 30, frames, rows, 6]);
+                let weight = g.weight(Weight::whole("weight", DType::F16, &[3, 30, 3, 3, 3]), DType::F32);
+                let bias = g.weight(Weight::whole("bias", DType::F16, &[3]), DType::F32);
+                // Padded in time, and what is made of the padding cut off again, the convolution is no such one.
+                let pad = usize::from(plain);
+                let y = x.conv(weight, Some(bias), [1; 3], [[pad; 2], [1; 2], [1; 2]]);
+                g.output("y", if plain { y.slice(2, 1, 2) } else { y });
+            }
+        };
+        let (plain, operators) = outcome(model(true), Lower::new(Target::Cpu), &x)?;
+        assert!(!operators.contains(&"Add"), "{operators:?}");
+        let (few, operators) = outcome(model(false), Lower::new(Target::Cpu), &x)?;
+        assert_eq!(operators.iter().filter(|&&name| name == "Add").count(), 8, "{operators:?}");
+        assert!(furthest(&plain, &few) < 1e-5, "{}", furthest(&plain, &few));
+    }
+    Ok(())
+}
+
+#[test]
+fn a_feed_forward_by_halves_is_one_of_all_rows() -> Outcome {
+    for rows in [2, 5] {
+        let x = input(&[rows, 7])?;
+        let model = |plain: bool, rows: Dim| {
+            move |g: &Graph| {
+                let x = g.input("x", DType::F32, dims![&rows, 7]);
+                let half = |name: &str, shape: &[usize]| g.weight(Weight::whole(name, DType::F16, shape), DType::F32);
+                let wide = x.linear(half("first", &[28, 7]), Some(half("before", &[28]))).gelu();
+                let wide = if plain { wide * 1.0 } else { wide };
+                g.output("y", wide.linear(half("second", &[7, 28]), Some(half("after", &[7]))));
+            }
+        };
+        let (plain, operators) = outcome(model(true, rows.into()), Lower::new(Target::Cpu), &x)?;
+        assert!(!operators.contains(&"Split"), "{operators:?}");
+        for rows in [rows.into(), Dim::named("rows")] {
+            let (halves, operators) = outcome(model(false, rows), Lower::new(Target::Cpu), &x)?;
+            assert!(operators.contains(&"Split"), "{operators:?}");
+            assert!(furthest(&plain, &halves) < 1e-6, "{}", furthest(&plain, &halves));
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn weights_for_one_row_are_used_where_they_lie() -> Outcome {
+    let x = input(&[1, 40])?;
+    let model = |rows: Dim| {
+        move |g: &Graph| {
+            let x = g.input("x", DType::F32, dims![&rows, 40]);
+            g.output("y", x.linear(g.weight(Weight::whole("weight", DType::F16, &[24, 40]), DType::F32), None));
+        }
+    };
+    let (plain, operators) = outcome(model(Dim::named("rows")), Lower::new(Target::Cpu), &x)?;
+    assert!(!operators.contains(&"ExpandDims"), "{operators:?}");
+    let (seen, operators) = outcome(model(Dim::Fixed(1)), Lower::new(Target::Cpu), &x)?;
+    assert!(operators.contains(&"ExpandDims"), "{operators:?}");
+    assert!(furthest(&plain, &seen) < 1e-6, "{}", furthest(&plain, &seen));
     Ok(())
 }
 

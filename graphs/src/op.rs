@@ -176,6 +176,14 @@ pub struct OnnxOp {
     pub outputs: Vec<Type>,
 }
 
+impl OnnxOp {
+    /// Whether the output is the first input, seen with another shape.
+    #[must_use]
+    pub fn is_view(&self) -> bool {
+        matches!(self.name, "Reshape" | "ExpandDims")
+    }
+}
+
 /// Value of an ONNX attribute.
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs)]

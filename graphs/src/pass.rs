@@ -15,6 +15,9 @@ pub trait Pass {
     /// Name for problem reports.
     fn name(&self) -> &'static str;
 
+    /// Look at the graph that is to be rebuilt.
+    fn begin(&mut self, _graph: &Graph) {}
+
     /// The type of the input that is value `id` of the old graph in the new one.
     fn input(&mut self, _id: usize, old: &Type, _state: bool) -> Type {
         old.clone()
@@ -42,6 +45,7 @@ pub trait Pass {
 /// # Panics
 /// If the nodes are not in the order of their dependencies, which [`Graph`] sees to.
 pub fn run(pass: &mut dyn Pass, graph: &Graph) -> Result<Graph, Vec<Problem>> {
+    pass.begin(graph);
     let out = Graph::new();
     let live = graph.live();
     let (values, nodes) = (graph.values(), graph.nodes());

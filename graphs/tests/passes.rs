@@ -187,3 +187,31 @@ fn conditioning_convolutions_run_at_latent_resolution() {
     assert!(sizes.len() > 10);
     assert!(sizes.iter().all(|size| size == "[frames, height, width]"), "{sizes:?}");
 }
+
+/// `x` through the layers of a feed-forward, and what is between them.
+fn feed_forward(g: &Graph) -> (cogvx_graphs::Value<'_>, cogvx_graphs::Value<'_>) {
+    let x = g.input("x", DType::F32, dims![&Dim::named("batch"), 5, 4]);
+    let weight = |name: &str, shape: &[usize]| g.weight(Weight::whole(name, DType::F16, shape), DType::F32);
+    let wide = x.linear(weight("first", &[16, 4]), None).gelu();
+    (wide, wide.linear(weight("second", &[4, 16]), None))
+}
+
+#[test]
+fn a_feed_forward_runs_by_halves_where_nothing_else_reads_what_is_between() {
+    let gelus = |target: Target, is_read: bool| {
+        let graph = Graph::new();
+        let (wide, y) = feed_forward(&graph);
+        graph.output("y", y);
+        if is_read {
+            graph.output("wide", wide);
+        }
+        let graph = pass::run(&mut Precision::new(DType::F32, None), &graph).expect("a sound graph");
+        let graph = pass::run(&mut Lower::new(target), &graph).expect("a sound graph");
+        let live = graph.live();
+        graph.nodes().iter().filter(|n| n.op.name().contains("Gelu") && live[n.outputs[0]]).count()
+    };
+    assert_eq!(gelus(Target::Cpu, false), 2);
+    assert_eq!(gelus(Target::Cpu, true), 1);
+    assert_eq!(gelus(Target::Cuda, false), 1);
+    assert_eq!(gelus(Target::TensorRt, false), 1);
+}

@@ -135,6 +135,6 @@ impl Call<'_> {
 
     /// Whether the output is the input, seen with another shape.
     pub fn is_view(&self) -> bool {
-        self.op.name == "Reshape"
+        self.op.is_view()
     }
 }

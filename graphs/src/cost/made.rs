@@ -3,6 +3,7 @@
 use super::{CostError, Held, Peak, Sizes, elements};
 use crate::graph::{Graph, Node, Source};
 use crate::onnx::order::Entry;
+use crate::op::Op;
 
 /// The copies of weights.
 pub(super) struct Made {
@@ -29,7 +30,9 @@ impl Made {
             let is_known = |&id: &usize| {
                 made.values[id] || matches!(graph.values()[id].source, Source::Weight(_) | Source::Constant(_))
             };
-            if node.inputs.iter().flatten().all(is_known) {
+            // Of its own operators ONNX Runtime does not know that they always make the same.
+            let is_its_own = matches!(&node.op, Op::Onnx(op) if !op.domain.is_empty());
+            if !is_its_own && node.inputs.iter().flatten().all(is_known) {
                 made.nodes[number] = true;
                 for &value in &node.outputs {
                     made.values[value] = true;

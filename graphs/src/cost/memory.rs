@@ -1,7 +1,7 @@
 //! Which tensors ONNX Runtime holds at once.
 //!
 //! Its sequential executor makes a buffer for each output of a node and gives it back after the last node that reads it; an output of
-//! the graph is kept, and what the graph is fed with belongs to the caller until the run ends. `Reshape` makes no buffer. Where it
+//! the graph is kept, and what the graph is fed with belongs to the caller until the run ends. Views have no buffers. Where it
 //! knows beforehand that a buffer given back has the size of a new one it keeps the old one for it
 //! (`onnxruntime/core/framework/allocation_planner.cc`, `FindReusableTensor`). It knows the sizes of what is made of weights alone;
 //! those of all else are open, at least in the batch. So weights of one shape are widened in one buffer, which stays.
@@ -88,7 +88,7 @@ impl Buffers {
         for &entry in order {
             let Entry::Node(number) = entry else { continue };
             let node = &nodes[number];
-            let is_view = matches!(&node.op, Op::Onnx(op) if op.name == "Reshape");
+            let is_view = matches!(&node.op, Op::Onnx(op) if op.is_view());
             for &made in &node.outputs {
                 is_made[made] = true;
                 let of = if outputs.iter().any(|output| output.value == made) {

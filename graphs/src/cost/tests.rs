@@ -143,6 +143,20 @@ fn weights_that_are_widened_once_stay_and_are_there_twice_while_they_are_arrange
 }
 
 #[test]
+fn weights_for_one_row_are_not_copied() {
+    for stored in [DType::F16, DType::F32] {
+        let graph = lowered(|g| {
+            let weight = g.weight(Weight::whole("w", stored, &[96, 64]), DType::F32);
+            g.output("y", input(g, dims![1, 64]).linear(weight, None));
+        });
+        let widened = kept(&graph, &[], Layout::Widened);
+        assert_eq!(widened.packed, 0, "{stored}");
+        let casts = widened.nodes.iter().filter(|node| node.op == "Cast").count();
+        assert_eq!(casts, usize::from(stored == DType::F16));
+    }
+}
+
+#[test]
 fn weights_of_float32_are_copied_only_where_kernels_arrange_them() {
     let n = &Dim::named("n");
     let graph = lowered(|g| {

@@ -1,16 +1,18 @@
 //! From what the model means to the ONNX operators a target runs fast.
 
 mod bfloat16;
+mod few;
+mod halves;
 mod quantized;
 mod upsampled;
 mod winograd;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
 use super::Pass;
 use crate::dim::Monomial;
-use crate::graph::{Graph, Node, Source};
+use crate::graph::{Constant, Graph, Node, Source};
 use crate::op::{Attribute, Binary, OnnxOp, Op, Reduction, Type};
 use crate::{DType, Dim, Problem, Value, dims};
 
@@ -54,6 +56,8 @@ pub struct Lower {
     upsampled: HashMap<usize, (usize, Vec<usize>)>,
     /// For each number of frames, how a convolution that makes them mixes them.
     mixings: HashMap<Dim, winograd::Mixing>,
+    /// Values of the graph before that stand between the layers of a feed-forward and nowhere else.
+    between: HashSet<usize>,
 }
 
 impl Lower {
@@ -69,6 +73,7 @@ impl Lower {
             tokens: HashMap::new(),
             upsampled: HashMap::new(),
             mixings: HashMap::new(),
+            between: HashSet::new(),
         }
     }
 
@@ -178,8 +183,29 @@ impl Lower {
     fn linear<'g>(&mut self, x: Value<'g>, rest: &[Option<Value<'g>>], to: &Type) -> Value<'g> {
         let flat = self.rows(x);
         let out_features = to.shape.last().cloned().unwrap_or(Dim::Fixed(1));
-        let y = gemm(flat, rest, out_features);
+        let mut parameters = rest.to_vec();
+        if self.target == Target::Cpu && flat.dim(0).fixed() == Some(1) {
+            parameters[0] = parameters[0].map(|weight| self.left_alone(weight));
+        }
+        let y = gemm(flat, &parameters, out_features);
         self.reshape(y, &to.shape)
+    }
+
+    /// A weight that is not copied when the graph is loaded, however weights are kept: one row gains nothing by it.
+    ///
+    /// ONNX Runtime folds no operator of its own, and kernels arrange only what is known. `ExpandDims` gives its input another shape;
+    /// it takes no `bfloat16`.
+    fn left_alone<'g>(&mut self, weight: Value<'g>) -> Value<'g> {
+        let out = weight.graph;
+        let stored = producer(weight, "Cast").and_then(|node| node.inputs[0]).map_or(weight, |id| out.value(id));
+        if stored.dtype() == DType::BF16 {
+            return weight;
+        }
+        let first = out.constant(Constant { dtype: DType::I32, shape: vec![], bytes: vec![0; 4] });
+        let shape = [vec![Dim::Fixed(1)], stored.shape()].concat();
+        let r#type = Type::new(stored.dtype(), shape);
+        let seen = emit(CONTRIB, "ExpandDims", 1, vec![], &[Some(stored), Some(first)], vec![r#type], out)[0];
+        self.reshape(cast(seen, weight.dtype()), &weight.shape())
     }
 
     /// `com.microsoft.FastGelu` adds a bias by itself.
@@ -324,6 +350,10 @@ impl Pass for Lower {
         "lower"
     }
 
+    fn begin(&mut self, graph: &Graph) {
+        self.between = halves::between(graph);
+    }
+
     fn rewrite<'g>(&mut self, node: &Node, inputs: &[Option<Value<'g>>], out: &'g Graph) -> Option<Vec<Value<'g>>> {
         self.look_for_names(out);
         let ids: Vec<_> = inputs.iter().map(|v| v.map(Value::id)).collect();
@@ -372,11 +402,19 @@ impl Pass for Lower {
                 let (start, step) = (out.integers(&[], &[0]), out.integers(&[], &[1]));
                 Some(emit("", "Range", 11, vec![], &[Some(start), Some(limit), Some(step)], types, out))
             }
-            Op::Linear => Some(vec![self.linear(x?, &inputs[1..], &types[0])]),
+            Op::Linear => {
+                let halves = self.in_halves(node, inputs, &types[0]);
+                Some(vec![match halves {
+                    Some(y) => y,
+                    None => self.linear(x?, &inputs[1..], &types[0]),
+                }])
+            }
             Op::QuantizedLinear(layer) => Some(vec![self.quantized_linear(x?, layer, &inputs[1..], &types[0])]),
             Op::Conv { strides, pads } => {
-                let faster = self.conv_of_upsampled(inputs, strides, pads, &types[0]);
-                if let Some(y) = faster.or_else(|| self.conv_over_time(inputs, strides, pads, &types[0])) {
+                let to = &types[0];
+                let faster = self.conv_of_upsampled(inputs, strides, pads, to);
+                let faster = faster.or_else(|| self.conv_of_few_features(inputs, strides, pads, to));
+                if let Some(y) = faster.or_else(|| self.conv_over_time(inputs, strides, pads, to)) {
                     return Some(vec![y]);
                 }
                 let since = if types[0].dtype == DType::BF16 { 22 } else { 11 };
