@@ -153,6 +153,8 @@ pub fn export(
     manifest.fp32_islands.clone_from(&fp32_islands);
     let of_vae = |layer: &String| layer.starts_with(Component::VaeDecoder.name());
     manifest.vae_quantization = quantized.iter().any(of_vae).then(|| Scheme::Int8Static.name().into());
+    // All layers may have been left in float.
+    manifest.quantization = manifest.quantization.filter(|_| !quantized.iter().all(of_vae));
     let output = writer.finish(manifest)?;
     let files = Manifest::read(&output)?.files;
     let bytes = |origin| files.iter().filter(|f| f.origin == origin).map(|f| f.bytes).sum();

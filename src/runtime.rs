@@ -197,6 +197,14 @@ pub fn library(device: Device) -> Result<Library, LibraryError> {
     library::find_or_install(build(device))
 }
 
+/// Whether [`library`] finds a library for `device` without installing one.
+///
+/// # Errors
+/// One is named that is not there, or there is no place where it could be.
+pub fn has_library(device: Device) -> Result<bool, LibraryError> {
+    Ok(library::find(build(device))?.is_some())
+}
+
 fn build(device: Device) -> Build {
     if device == Device::Cpu { Build::Cpu } else { Build::Gpu }
 }

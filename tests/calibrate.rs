@@ -43,7 +43,10 @@ fn merged_tables_know_what_each_has_seen() {
     // Into what is there.
     done(&scene, "cogvx calibrate CKPT --output a --resume --merge b");
     assert_eq!(table(&scene, "a").places, merged.places);
-    done(&scene, "cogvx-export CKPT -o OUT --components transformer --quantize int8-static --calibration merged");
+    done(
+        &scene,
+        "cogvx-export CKPT -o OUT --components transformer --quantize int8-static --prefer size --calibration merged",
+    );
 }
 
 #[test]
@@ -56,7 +59,7 @@ fn a_table_made_with_a_lora_is_for_exports_with_it() {
     let [plain, with] = ["plain", "TABLE"].map(|name| table(&scene, name));
     let place = "transformer/transformer_blocks.1.attn1.to_q.weight";
     assert_ne!(plain.places[place].least, with.places[place].least);
-    let export = "cogvx-export CKPT -o OUT --components transformer --quantize int8 --calibration TABLE";
+    let export = "cogvx-export CKPT -o OUT --components transformer --quantize int8 --prefer size --calibration TABLE";
     done(&scene, &format!("{export} --lora lora:2"));
     for other in ["", " --lora lora", " --lora lora:2 --lora lora"] {
         let said = scene.run(&format!("{export}{other} --overwrite"));

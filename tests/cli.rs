@@ -44,7 +44,13 @@ fn copy_tree(from: &Path, to: &Path) {
 }
 
 fn export(checkpoint: &Path, bundle: &Path, arguments: &[&str]) -> String {
-    printed(cogvx().arg("export").arg(checkpoint).arg("--output").arg(bundle).args(arguments))
+    printed(&mut exporting(checkpoint, bundle, arguments))
+}
+
+fn exporting(checkpoint: &Path, bundle: &Path, arguments: &[&str]) -> std::process::Command {
+    let mut command = cogvx();
+    command.arg("export").arg(checkpoint).arg("--output").arg(bundle).args(arguments);
+    command
 }
 
 /// Make one frame of a bundle.
@@ -205,7 +211,8 @@ fn quantized_bundles_do_not_carry_the_float_weights_along() {
     let folder = fresh_folder();
     let bundle = folder.path().join("bundle");
     for mode in ["copy", "link"] {
-        let arguments = ["--quantize", "int8", "--weights", mode, "--components", "transformer", "--overwrite"];
+        let arguments =
+            ["--quantize", "int8", "--prefer", "size", "--weights", mode, "--components", "transformer", "--overwrite"];
         export(&root().join("examples/shapes-model"), &bundle, &arguments);
         let names: Vec<_> = files(&bundle.join("transformer")).into_keys().collect();
         assert_eq!(names, ["model.onnx", "quantized.safetensors", "rewritten.safetensors"].map(PathBuf::from));
@@ -221,11 +228,20 @@ fn the_worst_layers_stay_float(checkpoint: &Path, start: &[&str]) {
     assert!(printed(&mut command).contains("error of the latents"));
     let ranked: Value = serde_json::from_slice(&fs::read(&ranking).expect("a ranking")).expect("JSON");
     let budget = (0.7 * ranked["all"].as_f64().expect("a number")).to_string();
-    let all = quantized(checkpoint, &one, &["--quantize", "int8"]);
-    let by_ranking = ["--quantize", "int8", "--max-loss", &budget, "--sensitivity", &ranking.display().to_string()];
+    let all = quantized(checkpoint, &one, &["--quantize", "int8", "--prefer", "size"]);
+    let by_ranking = [
+        "--quantize",
+        "int8",
+        "--prefer",
+        "size",
+        "--max-loss",
+        &budget,
+        "--sensitivity",
+        &ranking.display().to_string(),
+    ];
     let some = quantized(checkpoint, &one, &by_ranking);
     assert!((1..all).contains(&some), "{some} of {all}");
-    let by_itself = [&["--quantize", "int8:auto", "--max-loss", &budget], start].concat();
+    let by_itself = [&["--quantize", "int8:auto", "--prefer", "size", "--max-loss", &budget], start].concat();
     assert_eq!(quantized(checkpoint, &other, &by_itself), some);
     assert_eq!(files(&one), files(&other));
 }
@@ -246,7 +262,7 @@ fn layers_that_are_not_faster_stay_float_by_a_verdict() {
     let folder = fresh_folder();
     let [one, other] = ["one", "other"].map(|name| folder.path().join(name));
     let checkpoint = fixture("2b-fp32");
-    let all = quantized(&checkpoint, &one, &["--quantize", "int8"]);
+    let all = quantized(&checkpoint, &one, &["--quantize", "int8", "--prefer", "size"]);
     let mut bench = cogvx();
     bench.arg("bench").arg(&one).arg("--against").arg(&checkpoint).args(["--store", "--repeat", "1"]);
     assert!(printed(&mut bench).contains("feed-forward up"));
@@ -268,8 +284,9 @@ fn layers_that_were_not_faster_on_this_machine_stay_float_in_one_step() {
     let [all, fast, again] = ["all", "fast", "again"].map(|name| folder.path().join(name));
     // The second one has learned positions, of one size.
     for checkpoint in ["2b-fp32", "5b-i2v"].map(fixture) {
-        quantized(&checkpoint, &all, &["--quantize", "int8"]);
-        let arguments = ["--quantize", "int8", "--prefer", "speed", "--overwrite", "--components", "transformer"];
+        quantized(&checkpoint, &all, &["--quantize", "int8", "--prefer", "size"]);
+        // By default, as with `--prefer speed`.
+        let arguments = ["--quantize", "int8", "--overwrite", "--components", "transformer"];
         let shown = export(&checkpoint, &fast, &arguments);
         let manifest = cogvx::bundle::Manifest::read(&fast).expect("a bundle");
         let verdict = manifest.verdict.expect("it keeps what was measured");
@@ -283,7 +300,7 @@ fn layers_that_were_not_faster_on_this_machine_stay_float_in_one_step() {
         // However it came out here: what it says is what was done, as if those layers had been named.
         let kept = cogvx::bench::kept_float(&verdict).expect("a verdict");
         let kept = if kept.is_empty() { "none of them".to_string() } else { kept.join(",") };
-        quantized(&checkpoint, &again, &["--quantize", "int8", "--keep-float", &kept]);
+        quantized(&checkpoint, &again, &["--quantize", "int8", "--prefer", "size", "--keep-float", &kept]);
         let graph = |bundle: &Path| fs::read(bundle.join("transformer/model.onnx")).expect("a graph");
         assert!(graph(&fast) == graph(&again), "{kept}");
         let by_verdict = ["--quantize", "int8", "--verdict", &fast.display().to_string()];
@@ -292,6 +309,48 @@ fn layers_that_were_not_faster_on_this_machine_stay_float_in_one_step() {
         // Nothing is left of what was measured.
         assert_eq!(entries(folder.path()), [&again, &all, &fast].map(Clone::clone));
     }
+}
+
+#[test]
+fn what_is_asked_for_to_save_memory_or_by_size_is_quantized_without_measuring() {
+    let folder = fresh_folder();
+    let checkpoint = fixture("2b-fp32");
+    let bundle = folder.path().join("bundle");
+    for arguments in [&["int8-weight"][..], &["int8", "--prefer", "size"]] {
+        let arguments = [&["--quantize"], arguments, &["--components", "transformer", "--overwrite"]].concat();
+        let output = exporting(&checkpoint, &bundle, &arguments).output().expect("cogvx starts");
+        assert!(output.status.success() && !said(&output).contains("measur"), "{}", said(&output));
+        assert_eq!(cogvx::bundle::Manifest::read(&bundle).expect("a bundle").verdict, None);
+    }
+}
+
+#[test]
+fn without_a_runtime_all_layers_are_quantized_and_that_is_told() {
+    let folder = fresh_folder();
+    let checkpoint = fixture("2b-fp32");
+    let [sized, bundle] = ["sized", "bundle"].map(|name| folder.path().join(name));
+    let arguments = ["--quantize", "int8", "--components", "transformer"];
+    export(&checkpoint, &sized, &[&arguments[..], &["--prefer", "size"]].concat());
+    // Neither a library nor a Python to install one with.
+    let nowhere = |command: &mut std::process::Command| {
+        command.env("PATH", folder.path()).env("XDG_CACHE_HOME", folder.path().join("cache"));
+        command.env_remove("ORT_DYLIB_PATH").output().expect("cogvx starts")
+    };
+    let output = nowhere(&mut exporting(&checkpoint, &bundle, &arguments));
+    let expected = "not measured which layers are faster quantized, so all are, as by `--prefer size`: ONNX Runtime 1.31.1 was not \
+                    found (`cogvx runtime` installs it)";
+    assert!(output.status.success() && said(&output).lines().any(|line| line == expected), "{}", said(&output));
+    assert_eq!(files(&bundle), files(&sized));
+    // Who asks for it is told that it cannot be had.
+    let asked = [&arguments[..], &["--prefer", "speed", "--overwrite"]].concat();
+    let output = nowhere(&mut exporting(&checkpoint, &bundle, &asked));
+    assert_eq!(output.status.code(), Some(2));
+    assert!(
+        said(&output).contains("error: ONNX Runtime 1.31.1 was not found, and pip could not install it"),
+        "{}",
+        said(&output)
+    );
+    assert_eq!(entries(folder.path()), [bundle, sized]);
 }
 
 #[cfg(unix)]

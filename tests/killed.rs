@@ -237,6 +237,15 @@ fn ctrl_c_during_an_export_leaves_nothing() {
 }
 
 #[test]
+fn ctrl_c_while_an_export_measures_leaves_nothing() {
+    let scene = Scene::new("2b-fp32");
+    // A size that takes a while.
+    let line = "cogvx-export CKPT -o OUT --quantize int8 --shapes 17x256x256";
+    assert_eq!(interrupted(&scene, line, "measuring "), "error: interrupted");
+    assert_eq!(scene.names(), ["ckpt"]);
+}
+
+#[test]
 fn ctrl_c_and_sigterm_during_a_run_leave_nothing() {
     for name in ["-INT", "-TERM"] {
         let scene = Scene::new("2b-fp32");

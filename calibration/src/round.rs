@@ -111,30 +111,44 @@ impl Levels {
 /// Added to a number below 2^22, it leaves the number rounded to even in the lowest bits.
 const ROUNDER: f32 = 12_582_912.0;
 
+/// Numbers looked at together: so many as one instruction takes, a few times.
+const LANES: usize = 16;
+
 /// Bytes of the values nearest to `numbers` divided by a scale and shifted by `zero`, without branches, so that the compiler
 /// does several at once: the same as [`Levels::value`] one by one.
 pub(crate) fn values(numbers: &[f32], inverse: f32, zero: f32, [least, most]: [f32; 2], mask: u8, out: &mut Vec<u8>) {
-    out.extend(numbers.iter().map(|&x| {
+    let byte = |x: f32| {
         let value = x * inverse + zero;
         let value = if value.is_nan() { 0.0 } else { value };
         let value = if value < least { least } else { value };
         let value = if value > most { most } else { value };
         (value + ROUNDER).to_bits().to_le_bytes()[0] & mask
-    }));
+    };
+    let (groups, rest) = numbers.as_chunks::<LANES>();
+    out.reserve(numbers.len());
+    for group in groups {
+        out.extend_from_slice(&group.map(byte));
+    }
+    out.extend(rest.iter().map(|&x| byte(x)));
 }
 
 /// The largest magnitudes of the numbers below and above zero. NaN is left out.
 fn magnitudes(numbers: &[f32]) -> [f32; 2] {
-    // As whole numbers, of which the compiler compares several at once: they are ordered as the floats are.
-    let infinity = f32::INFINITY.to_bits().cast_signed();
-    let [below, above] = numbers.iter().fold([0_i32; 2], |[below, above], x| {
-        let bits = x.to_bits().cast_signed();
-        let magnitude = bits & i32::MAX;
-        let magnitude = if magnitude > infinity { 0 } else { magnitude };
-        let [down, up] = if bits < 0 { [magnitude, 0] } else { [0, magnitude] };
-        [below.max(down), above.max(up)]
-    });
-    [below, above].map(|bits| f32::from_bits(bits.cast_unsigned()))
+    [greatest(numbers, |x| -x), greatest(numbers, |x| x)]
+}
+
+/// The greatest of what `of` makes of the numbers, and zero. NaN is left out.
+fn greatest(numbers: &[f32], of: impl Fn(f32) -> f32) -> f32 {
+    // Not `f32::max`, which takes longer: no comparison holds for NaN.
+    let greater = |x: f32, most: f32| if x > most { x } else { most };
+    let (groups, rest) = numbers.as_chunks::<LANES>();
+    // Of each lane, for the compiler keeps the order in which floats are compared.
+    let mut lanes = [0.0; LANES];
+    for group in groups {
+        lanes.iter_mut().zip(group).for_each(|(most, &x)| *most = greater(of(x), *most));
+    }
+    let lanes = lanes.iter().fold(0.0, |most, &x| greater(x, most));
+    rest.iter().fold(lanes, |most, &x| greater(of(x), most))
 }
 
 fn signed_most(bits: u8) -> f32 {

@@ -7,11 +7,16 @@ use serde::Serialize;
 use super::groups::{ends_of, has_layers};
 use super::{GroupTime, Timing, by_kind};
 
-/// Quantized layers must be this much faster to be called so: what is closer is noise.
-const FASTER: f64 = 1.05;
+/// Layers are called slower where they are no more than this much as fast as in float: what is closer is noise, and quantized they
+/// are smaller.
+const SLOWER: f64 = 0.9;
+/// Layers that are this much faster or slower are so whatever else the machine did.
+const CLEAR: f64 = 2.0;
 
 /// Said of layers that are better left as they are.
 const KEEP_FLOAT: &str = "keep float";
+/// Said where there is nothing to choose.
+const SAME: &str = "same";
 
 /// A kind of layer in a float bundle and in a quantized one.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -32,8 +37,17 @@ pub struct Verdict {
     pub operators: Vec<String>,
     /// How many times faster the quantized ones are.
     pub speedup: f64,
-    /// `quantize`, `keep float` where that is not slower, or `same` where the same kernels ran or nothing can be quantized.
+    /// `quantize`, `keep float` where that is faster by more than noise, or `same` where the same kernels ran or nothing can be
+    /// quantized.
     pub verdict: &'static str,
+}
+
+impl Verdict {
+    /// Whether measuring again would hardly say something else.
+    #[must_use]
+    pub fn is_clear(&self) -> bool {
+        self.verdict == SAME || self.speedup >= CLEAR || self.speedup <= CLEAR.recip()
+    }
 }
 
 /// Compare timings of the same component, each with its nodes timed.
@@ -82,11 +96,11 @@ pub fn kept_float(stored: &serde_json::Value) -> Result<Vec<String>, String> {
 fn judge(float: &GroupTime, group: &GroupTime, speedup: f64) -> &'static str {
     let kernels = |group: &GroupTime| group.operators.iter().cloned().collect::<BTreeSet<_>>();
     if kernels(float) == kernels(group) || !has_layers(&group.name) {
-        "same"
-    } else if speedup >= FASTER {
-        "quantize"
-    } else {
+        SAME
+    } else if speedup <= SLOWER {
         KEEP_FLOAT
+    } else {
+        "quantize"
     }
 }
 
@@ -112,32 +126,37 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_faster_is_to_be_quantized() {
+    fn only_what_is_not_slower_is_to_be_quantized() {
         let float = timing(&[
             ("attn1.to_q", "Gemm", 4.0),
             ("attn1.to_out.0", "Gemm", 1.0),
             ("attn1", "MultiHeadAttention", 2.0),
+            ("ff.net.0.proj", "Gemm", 1.0),
             ("ff.net.2", "Gemm", 1.0),
         ]);
         let quantized = timing(&[
             ("attn1.to_q", "MatMulIntegerToFloat", 1.0),
             ("attn1.to_q", "QuantizeLinear", 1.0),
-            ("attn1.to_out.0", "MatMulNBits", 1.0),
+            // Within noise.
+            ("attn1.to_out.0", "MatMulNBits", 1.1),
             // What is around attention may differ: there is nothing to leave in float.
             ("attn1", "MultiHeadAttention", 3.0),
             ("attn1", "Cast", 1.0),
+            ("ff.net.0.proj", "MatMulNBits", 1.25),
             ("ff.net.2", "MatMulNBits", 2.0),
         ]);
-        let found: Vec<_> = verdict(&float, &quantized).into_iter().map(|v| (v.group, v.speedup, v.verdict)).collect();
+        let verdicts = verdict(&float, &quantized);
+        let found: Vec<_> = verdicts.iter().map(|v| (v.group.as_str(), v.speedup, v.verdict, v.is_clear())).collect();
         let expected = [
-            ("attention q, k, v", 2.0, "quantize"),
-            ("attention out", 1.0, "keep float"),
-            ("feed-forward down", 0.5, "keep float"),
-            ("attention itself", 0.5, "same"),
+            ("attention q, k, v", 2.0, "quantize", true),
+            ("attention out", 1.0 / 1.1, "quantize", false),
+            ("feed-forward up", 1.0 / 1.25, "keep float", false),
+            ("feed-forward down", 0.5, "keep float", true),
+            ("attention itself", 0.5, "same", true),
         ];
-        assert_eq!(found, expected.map(|(group, speedup, verdict)| (group.to_string(), speedup, verdict)));
-        let stored = serde_json::json!({"layers": verdict(&float, &quantized)});
-        assert_eq!(kept_float(&stored), Ok([".attn1.to_out.0.", ".ff.net.2."].map(String::from).to_vec()));
+        assert_eq!(found, expected);
+        let stored = serde_json::json!({"layers": verdicts});
+        assert_eq!(kept_float(&stored), Ok([".ff.net.0.proj.", ".ff.net.2."].map(String::from).to_vec()));
         assert_eq!(kept_float(&serde_json::json!({})), Err("expected `layers`, found none".into()));
     }
 }

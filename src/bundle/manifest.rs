@@ -30,7 +30,7 @@ pub struct Manifest {
     pub precision: String,
     /// The coarsest precision that arithmetic is done in or weights were converted to; `fp32` where neither was lowered.
     pub accuracy: String,
-    /// How linear layers are quantized, such as `int8`.
+    /// How linear layers are quantized, such as `int8`, if any is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quantization: Option<String>,
     /// Values that components computing in `float16` keep in `float32`, with their largest magnitudes in calibration.
@@ -52,7 +52,8 @@ pub struct Manifest {
     /// Whatever the runtime needs to know: component configurations as JSON, by name.
     #[serde(default)]
     pub config: BTreeMap<String, Value>,
-    /// Where quantizing pays on some machine, as `cogvx bench --against --store` or `cogvx export --prefer speed` found it.
+    /// Where quantizing pays on some machine, as `cogvx bench --against --store` or `cogvx export --prefer speed` found it; this one
+    /// names the `scheme`, too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verdict: Option<Value>,
     /// Every file but `cogvx.json` itself, in path order; the writer fills this in.

@@ -163,7 +163,7 @@ fn parts(args: &Args, opened: &Opened, float: Option<&Opened>) -> Vec<Part> {
 }
 
 /// Time a part and show how far it is.
-pub(super) fn measure(opened: &Opened, part: Part, settings: Settings) -> anyhow::Result<Timing> {
+fn measure(opened: &Opened, part: Part, settings: Settings) -> anyhow::Result<Timing> {
     let progress = Progress::steps(part.name(), settings.repeat + 1);
     let timing = time(&opened.pipeline, part, settings, |run| {
         progress.step(run + 1, || format!("{}: run {run} of {}", part.name(), settings.repeat));

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 
 use clap::{Args as ClapArgs, ValueEnum};
 use cogvx_calibration::histogram::Clip;
@@ -15,8 +16,8 @@ use super::Answer;
 use super::bench::verdict_table;
 use super::layers::{Asked, Layers};
 use super::loras::Loras;
-use super::prefer::{Measured, Prefer, measured};
-use super::progress::Progress;
+use super::prefer::{Measured, Prefer, measured, measured_unasked};
+use super::progress::{Progress, say};
 use crate::bench::{Verdict, kept_float};
 use crate::bundle::{BundleWriter, WeightsMode};
 use crate::export::{Component, ExportOptions, LayerChoice, Report, VideoShape, export};
@@ -141,12 +142,20 @@ enum Part {
     VaeEncoder,
 }
 
+/// How an export came to its choice of layers.
+#[derive(Default)]
+struct Choice {
+    /// What each kind of layer takes, if that was measured.
+    verdicts: Vec<Verdict>,
+    /// Why nothing was, where it would be by default.
+    unmeasured: Option<String>,
+}
+
 impl Args {
-    /// The options, and for each kind of layer what it takes, if that was measured for them.
-    fn options(&self) -> anyhow::Result<(ExportOptions, Vec<Verdict>)> {
+    fn options(&self) -> anyhow::Result<(ExportOptions, Choice)> {
         let mut options = self.options_for_all_layers()?;
-        let Some(asked) = self.quantize else { return Ok((options, vec![])) };
-        let measures = self.layers.prefer == Prefer::Speed;
+        let Some(asked) = self.quantize else { return Ok((options, Choice::default())) };
+        let measures = self.layers.prefers(asked.scheme.scheme(), options.target) == Prefer::Speed;
         if asked.auto || measures {
             // It takes a while, and would be in vain if there were no place for the bundle.
             BundleWriter::create(&self.output, Some(&self.checkpoint), self.overwrite)?;
@@ -154,13 +163,23 @@ impl Args {
         let mut kept = self.layers.kept(asked, &self.checkpoint, &options)?;
         options.layers = all_but(&kept);
         if !measures {
-            return Ok((options, vec![]));
+            return Ok((options, Choice::default()));
         }
-        let Measured { verdicts, stored } = measured(&self.checkpoint, &options)?;
+        let measured = if self.layers.prefer.is_some() {
+            measured(&self.checkpoint, &options)?
+        } else {
+            match measured_unasked(&self.checkpoint, &options) {
+                Ok(measured) => measured,
+                Err(e) if options.stop.load(Ordering::SeqCst) => return Err(e),
+                // What is wrong with the checkpoint or the options the export itself will tell.
+                Err(e) => return Ok((options, Choice { unmeasured: Some(e.to_string()), ..Choice::default() })),
+            }
+        };
+        let Measured { verdicts, stored } = measured;
         kept.extend(kept_float(&stored).map_err(anyhow::Error::msg)?);
         options.layers = all_but(&kept);
         options.verdict = Some(stored);
-        Ok((options, verdicts))
+        Ok((options, Choice { verdicts, unmeasured: None }))
     }
 
     fn options_for_all_layers(&self) -> anyhow::Result<ExportOptions> {
@@ -264,19 +283,25 @@ struct Shown<'a> {
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
-    let (options, verdicts) = args.options()?;
+    let (options, choice) = args.options()?;
     let progress = Progress::lines();
     let report = export(&args.checkpoint, &args.output, &options, |graph| progress.message(graph))?;
     progress.clear();
+    if let Some(why) = &choice.unmeasured {
+        say(&format!("not measured which layers are faster quantized, so all are, as by `--prefer size`: {why}"));
+    }
     let mut out = std::io::stdout().lock();
     if args.json {
         let shown = Shown { report: &report, verdict: options.verdict.as_ref() };
         writeln!(out, "{}", serde_json::to_string_pretty(&shown)?)?;
     } else {
-        if !verdicts.is_empty() {
-            writeln!(out, "{}\n", verdict_table(&verdicts))?;
+        if !choice.verdicts.is_empty() {
+            writeln!(out, "{}\n", verdict_table(&choice.verdicts))?;
         }
         write!(out, "{}", summary(&report))?;
+        if options.quantize.is_some() && report.quantized.is_empty() {
+            writeln!(out, "no layer is quantized: all stay float")?;
+        }
     }
     Ok(Answer::Done)
 }

@@ -7,6 +7,7 @@ use anyhow::{Context as _, anyhow, bail};
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum as _};
 use cogvx_calibration::plan::Scheme;
+use cogvx_graphs::pass::Target;
 
 use super::export::Quantize;
 use super::prefer::Prefer;
@@ -60,12 +61,13 @@ pub(super) struct Layers {
     /// Relative error of the latents that quantization may cost, with `--sensitivity` or `--quantize SCHEME:auto`
     #[arg(long, value_name = "X", requires = "quantize")]
     max_loss: Option<f64>,
-    /// What comes first where quantized layers are not faster than in float
+    /// What comes first where quantized layers are slower than in float
     ///
     /// `speed` runs two blocks of the checkpoint, in float and quantized, for some seconds to minutes; the bundle keeps the verdict.
-    #[arg(long, default_value = "size", requires = "quantize")]
-    pub prefer: Prefer,
-    /// Leave the layers in float that are not faster quantized, by the verdict in this bundle
+    /// It is the default for `int8` and `int8-static` on the target `cpu`, where ONNX Runtime is found, and `size` for all else.
+    #[arg(long, requires = "quantize")]
+    pub prefer: Option<Prefer>,
+    /// Leave the layers in float that are slower quantized, by the verdict in this bundle
     ///
     /// The bundle is of the same scheme and target, with a verdict that `--prefer speed` or `cogvx bench BUNDLE --against FLOAT
     /// --store` put there, maybe on another machine.
@@ -77,6 +79,12 @@ pub(super) struct Layers {
 }
 
 impl Layers {
+    /// What comes first, where layers are quantized in `scheme` for `target`: a verdict that is given needs no other.
+    pub fn prefers(&self, scheme: Scheme, target: Target) -> Prefer {
+        let by_default = || if self.verdict.is_some() { Prefer::Size } else { Prefer::by_default(scheme, target) };
+        self.prefer.unwrap_or_else(by_default)
+    }
+
     /// Parts of the names of the layers of `checkpoint` that stay float, where it is quantized as `asked`; `options` are those of the
     /// export of all of them.
     pub(super) fn kept(&self, asked: Asked, checkpoint: &Path, options: &ExportOptions) -> anyhow::Result<Vec<String>> {
@@ -136,7 +144,10 @@ fn read_ranking(file: &Path, [scheme, checkpoint]: [&str; 2]) -> anyhow::Result<
 fn read_verdict(bundle: &Path, scheme: Scheme, options: &ExportOptions) -> anyhow::Result<Vec<String>> {
     let manifest = Manifest::read(bundle)?;
     let of = bundle.display();
-    let (expected, found) = (Some(scheme.name()), manifest.quantization.as_deref());
+    // Where all linear layers stayed float, the verdict has the scheme's name, or is about the VAE alone.
+    let measured = manifest.verdict.as_ref().and_then(|verdict| verdict["scheme"].as_str());
+    let of_vae = manifest.vae_quantization.is_some().then_some(scheme.name());
+    let (expected, found) = (Some(scheme.name()), manifest.quantization.as_deref().or(measured).or(of_vae));
     if expected != found {
         bail!("`{of}`: expected a bundle in `{}`, found `{}`", scheme.name(), found.unwrap_or("float"));
     }

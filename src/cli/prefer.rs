@@ -2,25 +2,35 @@
 
 use std::num::NonZeroUsize;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use clap::ValueEnum;
+use cogvx_calibration::plan::Scheme;
 use cogvx_graphs::pass::Target;
 use serde_json::{Value, json};
 
-use super::bench::{machine, measure};
-use super::open_with;
-use crate::bench::{Part, Settings, Timing, Verdict, verdict};
+use super::bench::machine;
+use super::progress::Progress;
+use super::{Opened, open_with};
+use crate::bench::{Part, Settings, Timing, Verdict, time, verdict};
 use crate::bundle::WeightsMode;
 use crate::export::{Component, ExportOptions, LayerChoice};
 use crate::pipeline::Pipeline;
+use crate::runtime::{Device, VERSION, has_library};
 
 /// Blocks that are run: one of all its layers, and a last one, which has no text.
 const BLOCKS: NonZeroUsize = NonZeroUsize::new(2).unwrap();
-/// Float and quantized graphs take so many turns: what else the machine does slows one of them down in one turn, not in all.
-const TURNS: usize = 2;
-/// Runs of a turn that count.
+/// Float and quantized graphs take at most so many turns: what else the machine does slows one of them down in one turn, not in all.
+const TURNS: usize = 6;
+/// No turn begins after so long, if there were two.
+const LONG: Duration = Duration::from_secs(20);
+/// Runs of a turn that count, after one that does not.
 const REPEAT: usize = 2;
+/// The same where they take less than [`SHORT`], and more of that is noise.
+const REPEAT_SHORT: usize = 20;
+/// Seconds of a run.
+const SHORT: f64 = 0.05;
 /// Most latent frames, and rows and columns of patches, that a transformer is run on: what a linear layer takes grows with the tokens
 /// in float as in eight bits, and attention would take most of the time of more.
 const PATCHES: [usize; 3] = [5, 16, 16];
@@ -32,8 +42,16 @@ const DECODED: [usize; 3] = [3, 4, 4];
 pub(super) enum Prefer {
     /// All layers are quantized
     Size,
-    /// Layers that are not faster quantized stay in float, as measured on this machine first (cpu)
+    /// Layers that are slower quantized stay in float, as measured on this machine first (cpu)
     Speed,
+}
+
+impl Prefer {
+    /// What comes first where nobody says: speed for the schemes that are there for it, on the machine that is here.
+    pub fn by_default(scheme: Scheme, target: Target) -> Self {
+        let for_speed = matches!(scheme, Scheme::Int8 | Scheme::Int8Static) && target == Target::Cpu;
+        if for_speed { Self::Speed } else { Self::Size }
+    }
 }
 
 /// Where quantizing pays.
@@ -42,6 +60,14 @@ pub(super) struct Measured {
     pub verdicts: Vec<Verdict>,
     /// What a manifest keeps of it.
     pub stored: Value,
+}
+
+/// As [`measured`], where nobody asked for it: nothing is installed to measure with.
+pub(super) fn measured_unasked(checkpoint: &Path, options: &ExportOptions) -> anyhow::Result<Measured> {
+    if !has_library(Device::Cpu)? {
+        bail!("ONNX Runtime {VERSION} was not found (`cogvx runtime` installs it)");
+    }
+    measured(checkpoint, options)
 }
 
 /// Measure what `options` would quantize of `checkpoint` and the same in float: the first blocks alone, on videos that are no longer
@@ -60,6 +86,9 @@ pub(super) fn measured(checkpoint: &Path, options: &ExportOptions) -> anyhow::Re
         Part::VaeDecoder => options.quantize_vae && options.components.contains(&Component::VaeDecoder),
     };
     let parts: Vec<_> = Part::ALL.into_iter().filter(is_quantized).collect();
+    if parts.is_empty() {
+        return Ok(judged(options.quantize, &[]));
+    }
     let quantized = ExportOptions {
         first_blocks: Some(BLOCKS),
         components: options.components.iter().copied().filter(|c| *c != Component::VaeEncoder).collect(),
@@ -75,22 +104,47 @@ pub(super) fn measured(checkpoint: &Path, options: &ExportOptions) -> anyhow::Re
         ..quantized.clone()
     };
     let [quantized, float] = [open_with(checkpoint, 0, quantized)?.0, open_with(checkpoint, 0, float)?.0];
-    let mut timings = vec![];
-    for part in parts {
+    let progress = Progress::steps("measuring", parts.len() * TURNS);
+    progress.step(0, || "measuring which layers are faster quantized (`--prefer size` quantizes all)".into());
+    let each = parts.into_iter().enumerate().map(|(i, part)| {
         let size = size(&quantized.pipeline, options, part)?.map(Some);
-        let settings = Settings { size, repeat: REPEAT, profile: true };
-        let turn = || anyhow::Ok([measure(&float, part, settings)?, measure(&quantized, part, settings)?]);
-        let mut best = turn()?;
-        for _ in 1..TURNS {
-            best.iter_mut().zip(turn()?).for_each(|(best, again)| take_least(best, &again));
+        let mut settings = Settings { size, repeat: REPEAT, profile: true };
+        let began = Instant::now();
+        let turn = |number| {
+            progress.reach(i * TURNS + number - 1);
+            let run = |opened: &Opened| time(&opened.pipeline, part, settings, |_| ());
+            let timed = [run(&float)?, run(&quantized)?];
+            if timed[0].seconds() < SHORT {
+                settings.repeat = REPEAT_SHORT;
+            }
+            Ok(timed)
+        };
+        settled(turn, || began.elapsed() > LONG)
+    });
+    let timings: anyhow::Result<Vec<_>> = each.collect();
+    progress.clear();
+    Ok(judged(options.quantize, &timings?))
+}
+
+/// The least times of one turn if they tell clearly which is faster, else of as many as it takes; of two where it is `late`.
+fn settled(
+    mut turn: impl FnMut(usize) -> anyhow::Result<[Timing; 2]>,
+    late: impl Fn() -> bool,
+) -> anyhow::Result<[Timing; 2]> {
+    let mut best = turn(1)?;
+    for number in 2..=TURNS {
+        let [float, quantized] = &best;
+        if verdict(float, quantized).iter().all(Verdict::is_clear) || number > 2 && late() {
+            break;
         }
-        timings.push(best);
+        best.iter_mut().zip(turn(number)?).for_each(|(best, again)| take_least(best, again));
     }
-    Ok(judged(&timings))
+    Ok(best)
 }
 
 /// Make each node's time the least of both.
-fn take_least(best: &mut Timing, again: &Timing) {
+fn take_least(best: &mut Timing, again: Timing) {
+    best.runs.extend(again.runs);
     for (node, again) in best.nodes.iter_mut().zip(&again.nodes) {
         debug_assert_eq!(node.name, again.name, "the same graph, whose nodes run in the same order");
         node.seconds = node.seconds.min(again.seconds);
@@ -98,11 +152,18 @@ fn take_least(best: &mut Timing, again: &Timing) {
 }
 
 /// What follows from timings of parts in float and quantized.
-fn judged(timings: &[[Timing; 2]]) -> Measured {
+fn judged(scheme: Option<Scheme>, timings: &[[Timing; 2]]) -> Measured {
     let verdicts: Vec<_> = timings.iter().flat_map(|[float, quantized]| verdict(float, quantized)).collect();
     let shapes: serde_json::Map<_, _> =
         timings.iter().map(|[_, timing]| (timing.component.name().to_string(), json!(timing.shape))).collect();
-    let stored = json!({"machine": machine(0, TURNS * REPEAT), "blocks": BLOCKS, "shapes": shapes, "layers": verdicts});
+    let runs = timings.iter().map(|[_, timing]| timing.runs.len()).min().unwrap_or(0);
+    let stored = json!({
+        "scheme": scheme.map(Scheme::name),
+        "machine": machine(0, runs),
+        "blocks": BLOCKS,
+        "shapes": shapes,
+        "layers": verdicts,
+    });
     Measured { verdicts, stored }
 }
 
@@ -159,10 +220,10 @@ mod tests {
     fn layers_that_were_not_faster_stay_float_and_the_bundle_tells_why() {
         // Something else ran for a while.
         let [float, mut slowed] =
-            planted(&[("attn1.to_q", 2.0, 3.0), ("ff.net.0.proj", 2.0, 1.99), ("ff.net.2", 1.0, 8.0)]);
+            planted(&[("attn1.to_q", 2.0, 3.0), ("ff.net.0.proj", 2.0, 2.5), ("ff.net.2", 1.0, 8.0)]);
         let [_, again] = planted(&[("attn1.to_q", 2.0, 1.0), ("ff.net.0.proj", 2.0, 4.0), ("ff.net.2", 1.0, 3.0)]);
-        take_least(&mut slowed, &again);
-        let Measured { verdicts, stored } = judged(&[[float, slowed]]);
+        take_least(&mut slowed, again);
+        let Measured { verdicts, stored } = judged(Some(Scheme::Int8), &[[float, slowed]]);
         let found: Vec<_> = verdicts.iter().map(|v| (v.group.as_str(), v.verdict)).collect();
         let expected =
             [("attention q, k, v", "quantize"), ("feed-forward up", "keep float"), ("feed-forward down", "keep float")];
@@ -182,6 +243,60 @@ mod tests {
         assert!(has(".attn1.to_q.") && has(".attn1.to_out.0."), "{:?}", report.quantized);
         assert!(!has(".ff.net."), "{:?}", report.quantized);
         assert_eq!(Manifest::read(&output).expect("a bundle").verdict, Some(stored));
+    }
+
+    /// A bundle of a fixture's transformer in `int8` by a verdict that leaves these kinds of layers in float.
+    fn exported(folder: &Path, layers: &[(&str, f64, f64)]) -> Manifest {
+        let Measured { stored, .. } = judged(Some(Scheme::Int8), &[planted(layers)]);
+        let checkpoint = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/2b-fp32");
+        let options = ExportOptions {
+            quantize: Some(Scheme::Int8),
+            components: vec![Component::Transformer],
+            layers: LayerChoice::AllBut(kept_float(&stored).expect("a verdict")),
+            verdict: Some(stored),
+            overwrite: true,
+            ..ExportOptions::default()
+        };
+        export(&checkpoint, folder, &options, |_| {}).expect("a sound checkpoint");
+        Manifest::read(folder).expect("a bundle")
+    }
+
+    #[test]
+    fn a_bundle_of_which_all_stays_float_is_not_called_quantized() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let bundle = folder.path().join("bundle");
+        let slow = ["attn1.to_q", "attn1.to_out.0", "ff.net.0.proj", "ff.net.2", "norm1.linear"];
+        let none = exported(&bundle, &slow.map(|layer| (layer, 1.0, 2.0)));
+        assert_eq!(none.quantization, None);
+        assert!(none.verdict.is_some());
+        let some = exported(&bundle, &slow.map(|layer| (layer, 1.0, if layer == "ff.net.2" { 0.5 } else { 2.0 })));
+        assert_eq!(some.quantization.as_deref(), Some("int8"));
+    }
+
+    #[test]
+    fn what_is_not_clear_is_measured_again_until_it_takes_long() {
+        let turns = |quantized: f64, late: bool| {
+            let mut turns = 0;
+            let turn = |number| {
+                turns = number;
+                Ok(planted(&[("ff.net.0.proj", 2.0, 0.5), ("ff.net.2", 1.0, quantized)]))
+            };
+            let [_, timing] = settled(turn, || late).expect("planted");
+            assert_eq!(timing.nodes.len(), 2);
+            turns
+        };
+        assert_eq!([turns(0.4, false), turns(3.0, false), turns(0.9, false), turns(0.9, true)], [1, 1, TURNS, 2]);
+    }
+
+    #[test]
+    fn schemes_for_speed_are_measured_on_the_processor_unless_told_otherwise() {
+        for scheme in Scheme::ALL {
+            for target in [Target::Cpu, Target::Cuda, Target::TensorRt] {
+                let speed = ["int8", "int8-static"].contains(&scheme.name()) && target == Target::Cpu;
+                let expected = if speed { Prefer::Speed } else { Prefer::Size };
+                assert_eq!(Prefer::by_default(scheme, target), expected, "{} {target:?}", scheme.name());
+            }
+        }
     }
 
     #[test]

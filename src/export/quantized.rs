@@ -20,7 +20,7 @@ use cogvx_graphs::quantized::LinearForm;
 use cogvx_graphs::weights::Tensor;
 use cogvx_graphs::{DType, Weights};
 use rayon::iter::{IndexedParallelIterator as _, IntoParallelIterator as _, ParallelIterator as _};
-use rayon::slice::{ParallelSlice as _, ParallelSliceMut as _};
+use rayon::slice::ParallelSlice as _;
 
 use super::convert::{decode, encode};
 use super::lora::Merges;
@@ -31,8 +31,12 @@ use crate::bundle::BundleWriter;
 const FILE: &str = "quantized.safetensors";
 /// Elements a thread quantizes at a time: what becomes of them stays in a core's cache.
 const BLOCK: usize = 1 << 18;
-/// Columns of a weight that a thread transposes at a time.
+/// Rows that are transposed together; blocks have a multiple of them.
+const SQUARE: usize = 8;
+/// Columns of a weight that a thread transposes at a time, and rows of which it does so: a line of a core's cache.
 const STRIP: usize = 64;
+/// Parts of weights that wait to be written, besides the one that is.
+const WAITING: usize = 1;
 
 /// How the layers of a component are quantized.
 pub(super) fn plan(
@@ -127,11 +131,11 @@ impl<'a> Quantized<'a> {
         let mut file = writer.create_file(&path)?;
         let io = |source| ExportError::Io { path: path.clone().into(), source };
         file.write_all(&self.header).map_err(io)?;
-        // One thread writes and hashes a weight while the others make the next.
-        let (full, to_write) = mpsc::sync_channel::<Vec<u8>>(0);
+        // One thread writes and hashes weights while the others make the next.
+        let (full, to_write) = mpsc::sync_channel::<Vec<Vec<u8>>>(WAITING);
         let file = thread::scope(|scope| {
             let writing = scope.spawn(move || -> Result<_, ExportError> {
-                to_write.into_iter().try_for_each(|bytes| file.write_all(&bytes).map_err(io))?;
+                to_write.into_iter().flatten().try_for_each(|bytes| file.write_all(&bytes).map_err(io))?;
                 Ok(file)
             });
             let made = self.make_parts(&full);
@@ -143,23 +147,26 @@ impl<'a> Quantized<'a> {
         Ok(Some(path))
     }
 
-    /// Hand on all parts in their order, until nobody takes them.
-    fn make_parts(&self, full: &mpsc::SyncSender<Vec<u8>>) -> Result<(), ExportError> {
-        let mut made: Option<(&str, Rounded)> = None;
+    /// Hand on all parts in their order, each in pieces, until nobody takes them.
+    fn make_parts(&self, full: &mpsc::SyncSender<Vec<Vec<u8>>>) -> Result<(), ExportError> {
+        let mut made: Option<(&str, Made)> = None;
         // The parts of a weight follow each other.
         for ((name, part), (weight, ..)) in &self.parts {
             if made.as_ref().is_none_or(|(of, _)| of != name) {
                 made = Some((name, self.quantize(name)?));
             }
-            let Some((_, rounded)) = &mut made else { continue };
-            let mut bytes = vec![];
-            match part {
-                WeightPart::Scales => encode(&rounded.scales, weight.stored, &mut bytes),
-                WeightPart::ZeroPoints => bytes = std::mem::take(&mut rounded.zero_points),
-                WeightPart::Bias => bytes = rounded.bias.iter().flat_map(|steps| steps.to_le_bytes()).collect(),
-                WeightPart::Whole | WeightPart::Values => bytes = std::mem::take(&mut rounded.values),
-            }
-            if full.send(bytes).is_err() {
+            let Some((_, made)) = &mut made else { continue };
+            let pieces = match part {
+                WeightPart::Scales => {
+                    let mut bytes = vec![];
+                    encode(&made.scales, weight.stored, &mut bytes);
+                    vec![bytes]
+                }
+                WeightPart::ZeroPoints => vec![std::mem::take(&mut made.zero_points)],
+                WeightPart::Bias => vec![made.bias.iter().flat_map(|steps| steps.to_le_bytes()).collect()],
+                WeightPart::Whole | WeightPart::Values => std::mem::take(&mut made.values),
+            };
+            if full.send(pieces).is_err() {
                 return Ok(());
             }
         }
@@ -167,45 +174,40 @@ impl<'a> Quantized<'a> {
     }
 
     /// The weight `name` as the plan wants it.
-    fn quantize(&self, name: &str) -> Result<Rounded, ExportError> {
+    fn quantize(&self, name: &str) -> Result<Made, ExportError> {
         let tensor = self.weights.get(name).expect("planned from these weights");
         if let Some(conv) = self.plan.convs.get(name) {
             return self.quantize_convolution(tensor, conv);
         }
         let layer = &self.plan.layers[name];
         let [out, input] = layer.features;
-        let rows = (BLOCK / input).clamp(1, out);
+        let rows = (BLOCK / input / SQUARE * SQUARE).clamp(SQUARE, out.next_multiple_of(SQUARE));
         let compensation = self.compensation(layer);
-        let mut blocks: Vec<Rounded> = (0..out)
-            .step_by(rows)
-            .collect::<Vec<_>>()
+        let blocks: Vec<Rounded> = (0..out.div_ceil(rows))
             .into_par_iter()
-            .map(|first| self.quantize_rows(tensor, layer, compensation.as_ref(), [first, rows.min(out - first)]))
+            .map_init(Scratch::default, |scratch, block| {
+                let first = block * rows;
+                self.quantize_rows((tensor, layer, compensation.as_ref()), [first, rows.min(out - first)], scratch)
+            })
             .collect::<Result<_, _>>()?;
-        let mut whole = Rounded::default();
-        for block in &mut blocks {
-            whole.scales.append(&mut block.scales);
-            whole.zero_points.append(&mut block.zero_points);
-        }
         let transposed = self.plan.target == Target::Cpu && !matches!(layer.form, LinearForm::Blocks { .. });
-        if transposed {
-            whole.values = vec![0; out * input];
-            whole.values.par_chunks_mut(STRIP * out).enumerate().for_each(|(strip, to)| {
-                for (i, block) in blocks.iter().enumerate() {
-                    transpose(&block.values, [input, strip * STRIP], to, [out, i * rows]);
-                }
-            });
-        } else {
-            whole.values.reserve_exact(blocks.iter().map(|block| block.values.len()).sum());
-            for block in blocks {
-                whole.values.extend_from_slice(&block.values);
-            }
+        if !transposed {
+            return Ok(Made::of(blocks));
         }
-        Ok(whole)
+        let strips = (0..input.div_ceil(STRIP)).into_par_iter().map(|strip| {
+            let left = strip * STRIP;
+            let mut to = vec![0; STRIP.min(input - left) * out];
+            for (i, block) in blocks.iter().enumerate() {
+                transpose(&block.values, [input, left], &mut to, [out, i * rows]);
+            }
+            to
+        });
+        let values = strips.collect();
+        Ok(Made { values, ..Made::of(blocks) })
     }
 
     /// The weight and the bias of a convolution.
-    fn quantize_convolution(&self, tensor: &Tensor, conv: &Convolution) -> Result<Rounded, ExportError> {
+    fn quantize_convolution(&self, tensor: &Tensor, conv: &Convolution) -> Result<Made, ExportError> {
         let bias = self.weights.get(&conv.bias).expect("planned from these weights");
         let mut biases = vec![];
         decode(&self.weights.read(bias)?, bias.dtype, &mut biases);
@@ -222,13 +224,7 @@ impl<'a> Quantized<'a> {
                 Ok(conv.round(&numbers, biases))
             })
             .collect::<Result<_, ExportError>>()?;
-        let mut whole = Rounded::default();
-        for mut block in blocks {
-            whole.values.append(&mut block.values);
-            whole.scales.append(&mut block.scales);
-            whole.bias.append(&mut block.bias);
-        }
-        Ok(whole)
+        Ok(Made::of(blocks))
     }
 
     /// By what the layer is known to read.
@@ -244,57 +240,93 @@ impl<'a> Quantized<'a> {
     /// `count` rows from row `first` on.
     fn quantize_rows(
         &self,
-        tensor: &Tensor,
-        layer: &Layer,
-        compensation: Option<&Compensation>,
+        (tensor, layer, compensation): (&Tensor, &Layer, Option<&Compensation>),
         [first, count]: [usize; 2],
+        Scratch { bytes, numbers }: &mut Scratch,
     ) -> Result<Rounded, ExportError> {
         let [_, input] = layer.features;
         let size = input * tensor.dtype.size();
-        let mut bytes = vec![0; count * size];
-        self.weights.read_into(tensor, (first * size) as u64, &mut bytes)?;
-        let mut numbers = vec![];
-        decode(&bytes, tensor.dtype, &mut numbers);
+        bytes.resize(count * size, 0);
+        self.weights.read_into(tensor, (first * size) as u64, bytes)?;
+        decode(bytes, tensor.dtype, numbers);
         if let Some(delta) = self.merges.of(tensor)? {
-            delta.add(first * input, &mut numbers);
+            delta.add(first * input, numbers);
         }
         for (i, row) in numbers.chunks_exact_mut(input).enumerate() {
             layer.scale_row(first + i, row);
         }
         let (scales, ..) = &self.parts[&(tensor.name.clone(), WeightPart::Scales)];
-        Ok(round((layer.form, self.plan.target, scales.stored), &numbers, input, compensation))
+        Ok(round((layer.form, self.plan.target, scales.stored), numbers, input, compensation))
+    }
+}
+
+/// What a thread needs on its way to rounded rows, to be used again: fresh memory costs time.
+#[derive(Default)]
+struct Scratch {
+    /// As in the checkpoint.
+    bytes: Vec<u8>,
+    numbers: Vec<f32>,
+}
+
+/// A quantized weight, its values in pieces.
+#[derive(Default)]
+struct Made {
+    values: Vec<Vec<u8>>,
+    scales: Vec<f32>,
+    zero_points: Vec<u8>,
+    bias: Vec<i32>,
+}
+
+impl Made {
+    /// Of these rows, one block after the other.
+    fn of(blocks: Vec<Rounded>) -> Self {
+        let mut made = Self::default();
+        for mut block in blocks {
+            made.values.push(block.values);
+            made.scales.append(&mut block.scales);
+            made.zero_points.append(&mut block.zero_points);
+            made.bias.append(&mut block.bias);
+        }
+        made
     }
 }
 
 /// Columns from `left` on of `rows` `[_, width]` as rows of `out` `[_, height]`, from its column `top` on: as many as `out` has
-/// rows.
+/// rows, which are at most [`STRIP`].
 fn transpose(rows: &[u8], [width, left]: [usize; 2], out: &mut [u8], [height, top]: [usize; 2]) {
     let columns = out.len() / height;
-    let whole = columns / 8 * 8;
-    let count = rows.len() / width;
-    for (eight, rows) in rows.chunks(8 * width).enumerate() {
-        let top = top + 8 * eight;
-        let squares = if 8 * eight + 8 <= count { whole } else { 0 };
-        for column in (0..squares).step_by(8) {
-            let square: [[u8; 8]; 8] = std::array::from_fn(|row| {
-                let at = row * width + left + column;
-                rows[at..at + 8].try_into().unwrap_or_default()
-            });
-            for (i, turned) in transpose_square(square).into_iter().enumerate() {
-                let at = (column + i) * height + top;
-                out[at..at + 8].copy_from_slice(&turned);
+    let whole = columns / SQUARE * SQUARE;
+    for (i, rows) in rows.chunks(STRIP * width).enumerate() {
+        let count = rows.len() / width;
+        // In the nearest cache: columns are far apart in `out`.
+        let mut turned = [[0; STRIP]; STRIP];
+        for (eight, rows) in rows.chunks(SQUARE * width).enumerate() {
+            let first = eight * SQUARE;
+            let squares = if rows.len() == SQUARE * width { whole } else { 0 };
+            for column in (0..squares).step_by(SQUARE) {
+                let square: [[u8; SQUARE]; SQUARE] = std::array::from_fn(|row| {
+                    let at = row * width + left + column;
+                    rows[at..at + SQUARE].try_into().unwrap_or_default()
+                });
+                for (to, square) in turned[column..].iter_mut().zip(transpose_square(square)) {
+                    to[first..first + SQUARE].copy_from_slice(&square);
+                }
+            }
+            for (column, to) in turned[..columns].iter_mut().enumerate().skip(squares) {
+                for (row, to) in rows.chunks_exact(width).zip(&mut to[first..]) {
+                    *to = row[left + column];
+                }
             }
         }
-        for column in squares..columns {
-            for (row, numbers) in rows.chunks_exact(width).enumerate() {
-                out[column * height + top + row] = numbers[left + column];
-            }
+        let top = top + i * STRIP;
+        for (to, turned) in out.chunks_exact_mut(height).zip(&turned) {
+            to[top..top + count].copy_from_slice(&turned[..count]);
         }
     }
 }
 
 /// Rows become columns: halves of the square change places, then halves of each quarter, then single bytes.
-fn transpose_square(rows: [[u8; 8]; 8]) -> [[u8; 8]; 8] {
+fn transpose_square(rows: [[u8; SQUARE]; SQUARE]) -> [[u8; SQUARE]; SQUARE] {
     let mut rows = rows.map(u64::from_le_bytes);
     for (apart, low) in [(4, 0x0000_0000_ffff_ffff_u64), (2, 0x0000_ffff_0000_ffff), (1, 0x00ff_00ff_00ff_00ff)] {
         for upper in (0..8).filter(|row| row & apart == 0) {

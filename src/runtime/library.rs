@@ -9,6 +9,9 @@ use std::process::{Command, Stdio};
 /// The version cogvx is tested with.
 pub const VERSION: &str = "1.31.1";
 
+/// Where the library lies in its wheel.
+const IN_WHEEL: &str = "onnxruntime/capi";
+
 /// Names the library to use, whatever its version.
 const OVERRIDE: &str = "ORT_DYLIB_PATH";
 
@@ -82,33 +85,46 @@ pub struct Library {
     pub origin: Origin,
 }
 
-/// The library: the one `ORT_DYLIB_PATH` names, or one of [`VERSION`] beside the executable, in cogvx's cache or in Python's
-/// packages; otherwise pip downloads the wheel into the cache, which takes no root and changes no environment, and checks it
-/// against the hashes known here.
+/// The library: the one that is [found](find); otherwise pip downloads the wheel into the cache, which takes no root and changes
+/// no environment, and checks it against the hashes known here.
 pub(super) fn find_or_install(build: Build) -> Result<Library, LibraryError> {
-    let library = |origin, path| Library { path, origin };
+    if let Some(found) = find(build)? {
+        return Ok(found);
+    }
+    let folder = folder(build)?;
+    install(build, &folder)?;
+    let path = folder.join(IN_WHEEL).join(file_name());
+    if build.is_at(&path) {
+        Ok(Library { path, origin: Origin::Installed })
+    } else {
+        Err(LibraryError::Install(format!("the wheel has no `{}`", file_name())))
+    }
+}
+
+/// The library that `ORT_DYLIB_PATH` names, or one of [`VERSION`] beside the executable, in cogvx's cache or in Python's packages.
+pub(super) fn find(build: Build) -> Result<Option<Library>, LibraryError> {
+    let library = |origin, path| Ok(Some(Library { path, origin }));
     if let Some(path) = std::env::var_os(OVERRIDE).map(PathBuf::from) {
-        return if path.is_file() { Ok(library(Origin::Environment, path)) } else { Err(LibraryError::Override(path)) };
+        return if path.is_file() { library(Origin::Environment, path) } else { Err(LibraryError::Override(path)) };
     }
     let executable = std::env::current_exe().ok();
     let beside = executable.as_deref().and_then(Path::parent).map(|folder| folder.join(file_name()));
     if let Some(path) = beside.filter(|path| build.is_at(path)) {
-        return Ok(library(Origin::Executable, path));
+        return library(Origin::Executable, path);
     }
-    let folder = cache()?.join(format!("{}-{VERSION}", build.package()));
-    let cached = folder.join("onnxruntime/capi").join(file_name());
+    let cached = folder(build)?.join(IN_WHEEL).join(file_name());
     if build.is_at(&cached) {
-        return Ok(library(Origin::Cache, cached));
+        return library(Origin::Cache, cached);
     }
     if let Some(path) = in_python().filter(|path| build.is_at(path)) {
-        return Ok(library(Origin::Python, path));
+        return library(Origin::Python, path);
     }
-    install(build, &folder)?;
-    if build.is_at(&cached) {
-        Ok(library(Origin::Installed, cached))
-    } else {
-        Err(LibraryError::Install(format!("the wheel has no `{}`", file_name())))
-    }
+    Ok(None)
+}
+
+/// Where a build is installed.
+fn folder(build: Build) -> Result<PathBuf, LibraryError> {
+    Ok(cache()?.join(format!("{}-{VERSION}", build.package())))
 }
 
 fn file_name() -> String {
@@ -166,7 +182,7 @@ fn install(build: Build, folder: &Path) -> Result<(), LibraryError> {
     match fs::rename(partial.path(), folder) {
         Ok(()) => Ok(()),
         // Another process was faster.
-        Err(_) if build.is_at(&folder.join("onnxruntime/capi").join(file_name())) => Ok(()),
+        Err(_) if build.is_at(&folder.join(IN_WHEEL).join(file_name())) => Ok(()),
         Err(source) => Err(io(source)),
     }
 }

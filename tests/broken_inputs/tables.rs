@@ -372,7 +372,7 @@ fn schemes_that_cannot_be_are_refused_with_one_that_can() {
         refused(
             "a bundle without a verdict",
             "cogvx-export CKPT -o OUT --quantize int8 --verdict BUNDLE",
-            |s| assert_eq!(s.run("cogvx-export CKPT -o BUNDLE --quantize int8").code, Some(0)),
+            |s| assert_eq!(s.run("cogvx-export CKPT -o BUNDLE --quantize int8 --prefer size").code, Some(0)),
             "`BUNDLE`: expected a verdict, found none: `cogvx bench BUNDLE --against FLOAT --store` makes one",
         ),
         refused(
@@ -392,7 +392,7 @@ fn schemes_that_cannot_be_are_refused_with_one_that_can() {
             "a verdict that is none",
             "cogvx-export CKPT -o OUT --quantize int8 --verdict BUNDLE",
             |s| {
-                assert_eq!(s.run("cogvx-export CKPT -o BUNDLE --quantize int8").code, Some(0));
+                assert_eq!(s.run("cogvx-export CKPT -o BUNDLE --quantize int8 --prefer size").code, Some(0));
                 s.set("BUNDLE/cogvx.json", "verdict", json!({"layers": [{"group": "x", "verdict": "keep float"}]}));
             },
             "`BUNDLE`: `verdict`: expected a kind of layer, found `x`",
