@@ -11,16 +11,17 @@ pub(super) struct Made {
     nodes: Vec<bool>,
     /// What these made.
     values: Vec<bool>,
-    /// Of each value whether a node reads it, and whether one reads it in an order of its own.
+    /// Of each value whether a node reads it, and how many read it in an order of their own.
     read: Vec<bool>,
-    reordered: Vec<bool>,
+    reordered: Vec<usize>,
 }
 
 impl Made {
     /// Nothing is made but what kernels arrange.
     pub fn nothing(graph: &Graph) -> Self {
         let values = vec![false; graph.values().len()];
-        Self { nodes: vec![false; graph.nodes().len()], read: values.clone(), reordered: values.clone(), values }
+        let reordered = vec![0; values.len()];
+        Self { nodes: vec![false; graph.nodes().len()], read: values.clone(), reordered, values }
     }
 
     /// All that can be made of weights alone is.
@@ -52,7 +53,7 @@ impl Made {
         for (i, &value) in node.inputs.iter().enumerate() {
             let Some(value) = value else { continue };
             self.read[value] = true;
-            self.reordered[value] |= reordered == Some(i);
+            self.reordered[value] += usize::from(reordered == Some(i));
         }
     }
 
@@ -61,16 +62,21 @@ impl Made {
         let (mut kept, mut loading) = (0, Peak::default());
         for (id, value) in graph.values().iter().enumerate().filter(|(id, _)| self.read[*id]) {
             let bytes = match &value.source {
-                Source::Weight(weight) if self.reordered[id] => weight.stored.bytes(elements(&weight.shape)),
+                Source::Weight(weight) if self.reordered[id] > 0 => weight.stored.bytes(elements(&weight.shape)),
                 Source::Node { .. } if self.values[id] => sizes.bytes(&value.r#type)?,
                 _ => continue,
             };
             kept += bytes;
-            // A weight as it is stored is mapped.
-            if self.reordered[id] && self.values[id] && bytes > loading.bytes {
+            if self.reordered[id] == 0 || !self.values[id] {
+                // A weight as it is stored is mapped.
+                continue;
+            }
+            // The second kernel arranges it again, and finds only then that it is there.
+            let copies = if self.reordered[id] > 1 { 2 } else { 1 };
+            if copies * bytes > loading.bytes {
                 let what = "a weight before it is arranged".into();
-                let held = vec![Held { what, is_input: false, is_output: false, bytes }];
-                loading = Peak { bytes, at: "loading".into(), held };
+                let held = vec![Held { what, is_input: false, is_output: false, bytes: copies * bytes }];
+                loading = Peak { bytes: copies * bytes, at: "loading".into(), held };
             }
         }
         Ok((kept, loading))

@@ -5,7 +5,10 @@ use crate::{DType, Dim, Graph, Value, dims};
 
 fn lowered(build: impl FnOnce(&Graph)) -> Graph {
     let graph = Graph::new();
+    // A layer of a block: what is outside of them is treated otherwise.
+    graph.enter("blocks.0.layer".into());
     build(&graph);
+    graph.leave();
     let graph = pass::run(&mut Precision::new(DType::F32, None), &graph).expect("a sound graph");
     pass::run(&mut Lower::new(Target::Cpu), &graph).expect("a sound graph")
 }
@@ -61,9 +64,9 @@ fn what_is_held_at_the_peak_is_told() {
     });
     let peak = cost(&graph, &[("n", 100)]).peak;
     // The input, three of it, and three of it doubled; `a` is gone.
-    assert_eq!((peak.bytes, peak.at.as_str()), (1600 + 4800 + 4800, "/Mul"));
+    assert_eq!((peak.bytes, peak.at.as_str()), (1600 + 4800 + 4800, "blocks.0.layer/Mul"));
     let held: Vec<_> = peak.held.iter().map(|h| (h.what.as_str(), h.is_input, h.bytes)).collect();
-    assert_eq!(held, [("/Concat", false, 4800), ("/Mul", false, 4800), ("x", true, 1600)]);
+    assert_eq!(held, [("blocks.0.layer/Concat", false, 4800), ("blocks.0.layer/Mul", false, 4800), ("x", true, 1600)]);
 }
 
 #[test]
@@ -138,7 +141,7 @@ fn weights_that_are_widened_once_stay_and_are_there_twice_while_they_are_arrange
     assert_eq!((widened.peak.bytes, widened.peak.at.as_str()), (4 * 96 * 64, "loading"));
     // What is made is kept in an arena, which takes more than is in use at once: 384,000 bytes and 256,000 are pieces of a region.
     let many = kept(&graph, &[("n", 1000)], Layout::Widened).peak;
-    assert_eq!((many.bytes, many.at.as_str()), (4 * 1000 * (64 + 96 + 64), "/Gemm"));
+    assert_eq!((many.bytes, many.at.as_str()), (4 * 1000 * (64 + 96 + 64), "blocks.0.layer/Gemm"));
     assert!(many.held.iter().any(|held| held.what == "gaps between these"));
 }
 

@@ -13,6 +13,7 @@ use std::rc::Rc;
 use super::Pass;
 use crate::dim::Monomial;
 use crate::graph::{Constant, Graph, Node, Source};
+use crate::onnx::block;
 use crate::op::{Attribute, Binary, OnnxOp, Op, Reduction, Type};
 use crate::{DType, Dim, Problem, Value, dims};
 
@@ -184,14 +185,16 @@ impl Lower {
         let flat = self.rows(x);
         let out_features = to.shape.last().cloned().unwrap_or(Dim::Fixed(1));
         let mut parameters = rest.to_vec();
-        if self.target == Target::Cpu && flat.dim(0).fixed() == Some(1) {
+        let gains_little = flat.dim(0).fixed() == Some(1) || block(&x.graph.path()).is_none();
+        if self.target == Target::Cpu && gains_little {
             parameters[0] = parameters[0].map(|weight| self.left_alone(weight));
         }
         let y = gemm(flat, &parameters, out_features);
         self.reshape(y, &to.shape)
     }
 
-    /// A weight that is not copied when the graph is loaded, however weights are kept: one row gains nothing by it.
+    /// A weight that is not copied when the graph is loaded, however weights are kept: one row gains nothing by it, and the few layers
+    /// outside of blocks would take as much memory for little.
     ///
     /// ONNX Runtime folds no operator of its own, and kernels arrange only what is known. `ExpandDims` gives its input another shape;
     /// it takes no `bfloat16`.
