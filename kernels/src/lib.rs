@@ -1,0 +1,25 @@
+//! What the processor computes with cogvx's own kernels: on plain slices, in vectors as wide as the processor has them.
+//!
+//! Between the products of a transformer lie many small operations, each of which reads and writes all of a tensor; here what
+//! belongs together is done while it is in a core's cache.
+
+// What is dispatched to vectors is compiled for them only where it is inlined.
+#![allow(clippy::inline_always)]
+
+pub mod attention;
+mod gelu;
+pub mod linear;
+pub mod rows;
+mod scratch;
+pub mod threads;
+
+pub use threads::{Serial, Threads};
+
+/// Whether the processor has the vectors that these kernels were measured to pay with: AVX-512.
+#[must_use]
+pub fn pays() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return matches!(pulp::Arch::new(), pulp::Arch::V4(_));
+    #[cfg(not(target_arch = "x86_64"))]
+    return false;
+}

@@ -1,0 +1,142 @@
+//! Sixteen rows of a matrix as columns of sixteen numbers, which is how products read them.
+
+use half::{bf16, f16, slice::HalfFloatSliceExt};
+use pulp::Arch;
+
+use crate::scratch::Line;
+
+/// A number that a matrix is stored in.
+pub trait Number: Copy + Send + Sync {
+    /// `from` as floats.
+    fn widen(from: &[Self], to: &mut [f32]);
+
+    /// Sixteen numbers as floats in a register.
+    #[cfg(target_arch = "x86_64")]
+    fn load(simd: pulp::x86::V4, from: &[Self; 16]) -> core::arch::x86_64::__m512;
+}
+
+impl Number for f32 {
+    fn widen(from: &[Self], to: &mut [f32]) {
+        to.copy_from_slice(from);
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn load(_: pulp::x86::V4, from: &[Self; 16]) -> core::arch::x86_64::__m512 {
+        bytemuck::cast(*from)
+    }
+}
+
+impl Number for f16 {
+    fn widen(from: &[Self], to: &mut [f32]) {
+        from.convert_to_f32_slice(to);
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn load(simd: pulp::x86::V4, from: &[Self; 16]) -> core::arch::x86_64::__m512 {
+        simd.avx512f._mm512_cvtph_ps(bytemuck::cast(*from))
+    }
+}
+
+impl Number for bf16 {
+    fn widen(from: &[Self], to: &mut [f32]) {
+        from.convert_to_f32_slice(to);
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn load(simd: pulp::x86::V4, from: &[Self; 16]) -> core::arch::x86_64::__m512 {
+        let wide = simd.avx512f._mm512_cvtepu16_epi32(bytemuck::cast(*from));
+        bytemuck::cast(simd.avx512f._mm512_slli_epi32::<16>(wide))
+    }
+}
+
+/// `columns[k][part][row] = rows[row][k]`: each row as long as there are columns of `N` parts.
+pub fn pack<T: Number, const N: usize>(arch: Arch, rows: [&[T]; 16], columns: &mut [Line], part: usize) {
+    let columns = columns.as_chunks_mut::<N>().0;
+    #[cfg(target_arch = "x86_64")]
+    let done = if let Arch::V4(simd) = arch {
+        simd.vectorize(transpose::Transpose { simd, rows, columns: &mut *columns, part });
+        columns.len() / 16 * 16
+    } else {
+        0
+    };
+    #[cfg(not(target_arch = "x86_64"))]
+    let done = 0;
+    let mut wide = [0.; 64];
+    let mut first = done;
+    for columns in columns[done..].chunks_mut(wide.len()) {
+        for (lane, row) in rows.iter().enumerate() {
+            let wide = &mut wide[..columns.len()];
+            T::widen(&row[first..][..columns.len()], wide);
+            for (column, number) in columns.iter_mut().zip(wide) {
+                column[part].0[lane] = *number;
+            }
+        }
+        first += columns.len();
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod transpose {
+    use core::arch::x86_64::__m512;
+
+    use pulp::{NullaryFnOnce, x86::V4};
+
+    use super::{Line, Number};
+
+    /// The whole squares of sixteen by sixteen.
+    pub struct Transpose<'a, T, const N: usize> {
+        pub simd: V4,
+        pub rows: [&'a [T]; 16],
+        pub columns: &'a mut [[Line; N]],
+        pub part: usize,
+    }
+
+    impl<T: Number, const N: usize> NullaryFnOnce for Transpose<'_, T, N> {
+        type Output = ();
+
+        #[inline(always)]
+        fn call(self) {
+            for (number, to) in self.columns.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+                // Loops, as closures would not be compiled for these vectors.
+                let mut from = [self.simd.avx512f._mm512_setzero_ps(); 16];
+                for (from, row) in from.iter_mut().zip(self.rows) {
+                    *from = T::load(self.simd, &row.as_chunks::<16>().0[number]);
+                }
+                square(self.simd, from, to, self.part);
+            }
+        }
+    }
+
+    /// `to[i][j] = from[j][i]`
+    #[inline(always)]
+    fn square<const N: usize>(simd: V4, from: [__m512; 16], to: &mut [[Line; N]; 16], part: usize) {
+        let f = simd.avx512f;
+        // Numbers of two rows side by side, then of four: [4 group + c] has columns c, c + 4, c + 8, c + 12 of a group's rows.
+        let mut twos = from;
+        for i in (0..16).step_by(2) {
+            twos[i] = f._mm512_unpacklo_ps(from[i], from[i + 1]);
+            twos[i + 1] = f._mm512_unpackhi_ps(from[i], from[i + 1]);
+        }
+        let mut fours = from;
+        for group in (0..16).step_by(4) {
+            for half in 0..2 {
+                let a = f._mm512_castps_pd(twos[group + half]);
+                let b = f._mm512_castps_pd(twos[group + half + 2]);
+                fours[group + 2 * half] = f._mm512_castpd_ps(f._mm512_unpacklo_pd(a, b));
+                fours[group + 2 * half + 1] = f._mm512_castpd_ps(f._mm512_unpackhi_pd(a, b));
+            }
+        }
+        for c in 0..4 {
+            let [a, b, d, e] = [fours[c], fours[4 + c], fours[8 + c], fours[12 + c]];
+            let (ab, de) = (f._mm512_shuffle_f32x4::<0x88>(a, b), f._mm512_shuffle_f32x4::<0x88>(d, e));
+            to[c][part].0 = bytemuck::cast(f._mm512_shuffle_f32x4::<0x88>(ab, de));
+            to[c + 8][part].0 = bytemuck::cast(f._mm512_shuffle_f32x4::<0xdd>(ab, de));
+            let (ab, de) = (f._mm512_shuffle_f32x4::<0xdd>(a, b), f._mm512_shuffle_f32x4::<0xdd>(d, e));
+            to[c + 4][part].0 = bytemuck::cast(f._mm512_shuffle_f32x4::<0x88>(ab, de));
+            to[c + 12][part].0 = bytemuck::cast(f._mm512_shuffle_f32x4::<0xdd>(ab, de));
+        }
+    }
+}
