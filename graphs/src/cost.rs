@@ -15,6 +15,8 @@ mod tests;
 pub use memory::{Held, Peak};
 pub use sizes::{Sizes, elements};
 
+use std::collections::BTreeMap;
+
 use crate::graph::{Graph, Node, Source};
 use crate::onnx::order::{Entries, Entry};
 use crate::op::Op;
@@ -160,6 +162,7 @@ impl Cost {
         let streamed = streamed::blocks(graph, keep.blocks);
         let mut costs = vec![];
         let mut scratch = vec![];
+        let mut kept: BTreeMap<&str, u64> = BTreeMap::new();
         for entry in &order {
             let &Entry::Node(number) = entry else {
                 scratch.push(vec![]);
@@ -172,6 +175,10 @@ impl Cost {
             let bytes = if call.is_view() { 0 } else { call.outputs.iter().map(Known::bytes).sum() };
             costs.push(NodeCost { path: node.path.clone(), op: call.op.name, flops: call.flops(), bytes });
             scratch.push(call.scratch(keep.device, threads));
+            // A feed-forward is two linear layers, which work in the same memory.
+            let pool = if call.op.name == "FeedForward" { "Linear" } else { call.op.name };
+            let most = kept.entry(pool).or_default();
+            *most = call.kept(threads).max(*most);
         }
         let weights = values.iter().enumerate().filter(|(id, _)| live[*id]).map(|(_, value)| match &value.source {
             Source::Weight(weight) => weight.stored.bytes(elements(&weight.shape)),
@@ -187,6 +194,9 @@ impl Cost {
         }
         if let Some(bytes) = streamed.values().max() {
             run.hold("weights of one block", *bytes);
+        }
+        for (op, bytes) in kept.into_iter().filter(|(_, bytes)| *bytes > 0) {
+            run.hold(&format!("what {op} works in"), bytes);
         }
         let (packed, loading) = made.kept(graph, sizes)?;
         // While a weight is arranged it is there twice.

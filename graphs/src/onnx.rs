@@ -9,12 +9,13 @@ mod tests;
 mod types;
 mod wire;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use prost::Message;
 
 use crate::graph::{Graph, Source, Weight};
 use crate::op::{Attribute, Op, Type};
+use crate::pass::fuse;
 use crate::proto::{
     AttributeProto, DimensionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto,
     TensorProto, TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto,
@@ -91,7 +92,7 @@ pub fn serialize<E>(
     let mut names = Names::new(graph);
     let mut made = HashMap::new();
     let mut proto = GraphProto { name: Some(name.into()), ..GraphProto::default() };
-    let (mut opset, mut contrib) = (OLDEST_OPSET, false);
+    let (mut opset, mut others) = (OLDEST_OPSET, BTreeSet::new());
 
     for (id, value) in values.iter().enumerate().filter(|(id, _)| live[*id]) {
         match &value.source {
@@ -117,7 +118,7 @@ pub fn serialize<E>(
         if op.domain.is_empty() {
             opset = opset.max(op.since);
         } else {
-            contrib = true;
+            others.insert(op.domain);
         }
         let node = NodeProto {
             input: node.inputs.iter().map(|v| v.map_or(String::new(), |v| names.of(v))).collect(),
@@ -148,7 +149,8 @@ pub fn serialize<E>(
     let outputs: Vec<_> = graph.outputs().iter().map(|o| (o.name.clone(), values[o.value].r#type.clone())).collect();
     proto.input = inputs.iter().map(value_info).collect();
     proto.output = outputs.iter().map(value_info).collect();
-    let domains = [("", opset)].into_iter().chain(contrib.then_some((CONTRIB, CONTRIB_VERSION)));
+    let others = others.into_iter().map(|domain| (domain, version(domain).unwrap_or_default()));
+    let domains = [("", opset)].into_iter().chain(others);
     let model = ModelProto {
         ir_version: Some(IR_VERSION),
         producer_name: Some("cogvx".into()),
@@ -159,6 +161,15 @@ pub fn serialize<E>(
             .collect(),
     };
     Ok(Serialized { bytes: model.encode_to_vec(), opset, inputs, outputs })
+}
+
+/// The version of a domain other than ONNX's own that graphs are written in; none of others.
+fn version(domain: &str) -> Option<i64> {
+    match domain {
+        CONTRIB => Some(CONTRIB_VERSION),
+        fuse::DOMAIN => Some(fuse::VERSION),
+        _ => None,
+    }
 }
 
 /// Unique names of values and nodes.

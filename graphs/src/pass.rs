@@ -1,5 +1,6 @@
 //! Passes: a graph rebuilt node by node through the ordinary builder.
 
+pub mod fuse;
 mod lower;
 mod precision;
 

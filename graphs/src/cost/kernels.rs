@@ -3,7 +3,7 @@
 use super::Device;
 use super::sizes::elements;
 use crate::DType;
-use crate::op::OnnxOp;
+use crate::op::{Attribute, OnnxOp};
 
 /// Shape and element type of a tensor of which all sizes are known.
 pub(super) struct Known {
@@ -42,6 +42,26 @@ const CONV_BLOCK: u64 = 128 * 128;
 /// What fused attention takes of the second-level cache, at most, for each thread.
 const ATTENTION_BLOCK: u64 = 2 << 20;
 
+/// Numbers of rows that cogvx's linear layer takes at a time, and rows (`kernels/src/linear.rs`, `at_once`).
+const AT_ONCE: [u64; 2] = [6 << 20, 1536];
+/// Rows of its tiles.
+const TILE: u64 = 14;
+/// Weights that cogvx's linear layer has packed at a time, in bytes.
+const PANEL: u64 = 3 << 18;
+/// Heads that cogvx's attention has packed at a time.
+const ATTENTION_HEADS: u64 = 3;
+
+/// How many of so many rows of `features` it takes at a time.
+fn at_once(rows: u64, features: u64) -> u64 {
+    let most = (AT_ONCE[0] / features.max(1)).clamp(TILE, AT_ONCE[1]);
+    rows.div_ceil(rows.div_ceil(most).max(1))
+}
+
+/// Bytes of what it takes at a time, packed: sixteen numbers for each feature of a tile.
+fn packed(rows: u64, features: u64) -> u64 {
+    64 * at_once(rows, features).div_ceil(TILE) * features
+}
+
 impl Call<'_> {
     fn input(&self, i: usize) -> Option<&Known> {
         self.inputs.get(i)?.as_ref()
@@ -56,10 +76,20 @@ impl Call<'_> {
     pub fn flops(&self) -> u64 {
         // Each output element is a sum of so many products.
         let products = match self.op.name {
-            "Gemm" | "MatMul" | "MatMulIntegerToFloat" | "MatMulNBits" => self.input(0).map_or(0, Known::last),
+            "Gemm" | "Linear" | "MatMul" | "MatMulIntegerToFloat" | "MatMulNBits" => {
+                self.input(0).map_or(0, Known::last)
+            }
             "Conv" => self.per_channel(1),
             "QLinearConv" => self.per_channel(3),
+            // Each row meets each weight of both layers.
+            "FeedForward" => {
+                return 2
+                    * self.rows()
+                    * [1, 3].iter().filter_map(|&i| self.input(i)).map(Known::elements).sum::<u64>();
+            }
             "MultiHeadAttention" | "Attention" => return self.attention(),
+            // Queries may come as rows, so what is made tells their number: with every key twice a product as wide as a head.
+            "FlashAttention" => 2 * self.input(2).map_or(0, |v| v.axis(1)),
             _ => 0,
         };
         2 * self.made() * products
@@ -116,6 +146,33 @@ impl Call<'_> {
             "MatMulNBits" => vec![self.input(0).map_or(0, Known::elements) * 5 / 4],
             _ => vec![],
         }
+    }
+
+    /// Bytes that cogvx's own kernel works in, and keeps for those of its kind that come after.
+    pub fn kept(&self, threads: u64) -> u64 {
+        match self.op.name {
+            // Rows of what is multiplied, and the weights that each thread is at.
+            "Linear" => packed(self.rows(), self.input(0).map_or(0, Known::last)) + threads * PANEL,
+            // What is between them, too.
+            "FeedForward" => {
+                let inner = self.input(1).map_or(0, |weight| weight.axis(0));
+                let rows = at_once(self.rows(), inner);
+                packed(rows, inner) + threads * PANEL + 4 * rows * inner
+            }
+            // Queries, keys and values of a few heads of one sample.
+            "FlashAttention" => {
+                let heads = self.op.attributes.iter().find(|(name, _)| *name == "heads");
+                let Some((_, Attribute::Int(heads))) = heads else { return 0 };
+                let all = (0..3).filter_map(|i| self.input(i)).map(Known::bytes).sum::<u64>();
+                let batch = self.input(2).map_or(1, |v| v.axis(0)).max(1);
+                all / batch * ATTENTION_HEADS / heads.unsigned_abs().max(ATTENTION_HEADS)
+            }
+            _ => 0,
+        }
+    }
+
+    fn rows(&self) -> u64 {
+        self.input(0).map_or(0, |x| x.axis(0))
     }
 
     /// Scores of all heads, where they are kept as a whole.

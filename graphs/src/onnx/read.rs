@@ -10,11 +10,11 @@ use std::path::{Path, PathBuf};
 use prost::Message as _;
 
 use super::{
-    CONTRIB, CONTRIB_VERSION, DEFAULT, EXTERNAL, FLOAT, INT, INTS, IR_VERSION, NEWEST_OPSET, OLDEST_OPSET, Placement,
-    STRING, wire,
+    CONTRIB, DEFAULT, EXTERNAL, FLOAT, INT, INTS, IR_VERSION, NEWEST_OPSET, OLDEST_OPSET, Placement, STRING, wire,
 };
 use crate::DType;
 use crate::op::Attribute;
+use crate::pass::fuse::DOMAIN;
 use crate::proto::{AttributeProto, DimensionProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto};
 use crate::source::SourceError;
 use crate::weights::json::shown;
@@ -59,7 +59,7 @@ pub struct Model {
 pub struct Node {
     /// Its name, such as `transformer_blocks.0.attn1/Attention`; may be empty.
     pub name: String,
-    /// `""` for ONNX's own operators, or `com.microsoft`.
+    /// `""` for ONNX's own operators, `com.microsoft` or `cogvx`.
     pub domain: String,
     /// Operator type.
     pub op_type: String,
@@ -82,6 +82,17 @@ pub struct Initializer {
     pub shape: Vec<usize>,
     /// Where its elements are: as many bytes as type and shape say.
     pub placement: Placement,
+}
+
+impl Initializer {
+    /// Whether each element lies at a multiple of its size where the file is mapped.
+    #[must_use]
+    pub fn is_aligned(&self) -> bool {
+        match self.placement {
+            Placement::Inline(_) => true,
+            Placement::External { offset, .. } => offset.is_multiple_of(self.dtype.bytes(1)),
+        }
+    }
 }
 
 /// An input or output.
@@ -129,18 +140,20 @@ pub fn read(file: &Path, bytes: &[u8]) -> Result<Model, OnnxError> {
         let (domain, version) = (import.domain.unwrap_or_default(), import.version.unwrap_or_default());
         let known = match domain.as_str() {
             "" => OLDEST_OPSET..=NEWEST_OPSET,
-            CONTRIB => CONTRIB_VERSION..=CONTRIB_VERSION,
-            other => return Err(check.wrong("opset", format!("one of ONNX or `{CONTRIB}`"), quoted(other))),
+            other => {
+                let expected =
+                    || check.wrong("opset", format!("one of ONNX, `{CONTRIB}` or `{DOMAIN}`"), quoted(other));
+                let only = super::version(other).ok_or_else(expected)?;
+                only..=only
+            }
         };
         let expected = format!("version {} to {}", known.start(), known.end());
         check.that(known.contains(&version), &format!("opset of {}", named(&domain)), expected, version)?;
         let again = opsets.insert(domain, version).is_some();
         check.that(!again, "opset", "each domain once", "one twice")?;
     }
-    let opset = opsets.get("").copied();
-    let opset = opset.ok_or_else(|| check.wrong("opset", format!("{OLDEST_OPSET} to {NEWEST_OPSET}"), "none"))?;
     let graph = model.graph.ok_or_else(|| check.wrong("the file", "a graph", "none"))?;
-    check.graph(graph, opset, opsets.contains_key(CONTRIB))
+    check.graph(graph, &opsets)
 }
 
 /// What is read, for messages.
@@ -156,12 +169,14 @@ impl Check<'_> {
         if holds { Ok(()) } else { Err(self.wrong(place, expected, found)) }
     }
 
-    fn graph(&self, graph: GraphProto, opset: i64, contrib: bool) -> Result<Model, OnnxError> {
+    fn graph(&self, graph: GraphProto, opsets: &BTreeMap<String, i64>) -> Result<Model, OnnxError> {
+        let opset = opsets.get("").copied();
+        let opset = opset.ok_or_else(|| self.wrong("opset", format!("{OLDEST_OPSET} to {NEWEST_OPSET}"), "none"))?;
         let name = graph.name.unwrap_or_default();
         let inputs = graph.input.into_iter().map(|p| self.port("input", p)).collect::<Result<Vec<_>, _>>()?;
         let outputs = graph.output.into_iter().map(|p| self.port("output", p)).collect::<Result<Vec<_>, _>>()?;
         let initializers = graph.initializer.into_iter().map(|t| self.initializer(t)).collect::<Result<Vec<_>, _>>()?;
-        let nodes = graph.node.into_iter().map(|n| self.node(n, contrib)).collect::<Result<Vec<_>, _>>()?;
+        let nodes = graph.node.into_iter().map(|n| self.node(n, opsets)).collect::<Result<Vec<_>, _>>()?;
         let model = Model { opset, name, nodes, initializers, inputs, outputs };
         self.order(&model)?;
         Ok(model)
@@ -215,10 +230,10 @@ impl Check<'_> {
         Ok(Port { name, dtype, shape })
     }
 
-    fn node(&self, proto: NodeProto, contrib: bool) -> Result<Node, OnnxError> {
+    fn node(&self, proto: NodeProto, opsets: &BTreeMap<String, i64>) -> Result<Node, OnnxError> {
         let (name, domain) = (proto.name.unwrap_or_default(), proto.domain.unwrap_or_default());
         let place = format!("node {}", quoted(&name));
-        let known = domain.is_empty() || (contrib && domain == CONTRIB);
+        let known = opsets.contains_key(&domain);
         self.that(known, &place, "a domain among the opsets", quoted(&domain))?;
         let op_type = self.name(&format!("operator of {place}"), proto.op_type)?;
         let mut attributes: Vec<(String, Attribute)> = Vec::with_capacity(proto.attribute.len());
