@@ -12,8 +12,9 @@ use cogvx_graphs::cost::{Cost, CostError, Device, Freed, Keep, Layout, Sizes, el
 use cogvx_graphs::model::vae::{FRAME_CHUNK, LATENT_CHUNK, Part, first_chunk};
 use cogvx_graphs::model::{dit, t5, vae};
 use cogvx_graphs::pass::Target;
+use cogvx_graphs::pass::fuse::fuse;
 use cogvx_graphs::weights::{Tensor, WeightsError};
-use cogvx_graphs::{BuildError, DType, Dim, Graph, VideoDims, Weights};
+use cogvx_graphs::{BuildError, DType, Dim, Graph, Problem, VideoDims, Weights};
 
 use crate::bundle::BundleError;
 use crate::export::{Component, ExportError, ExportOptions, VideoShape, lower};
@@ -296,10 +297,7 @@ impl Blueprint {
             plan
         });
         let made = lower(&graph, plan.as_ref(), options.compute(self.weights(component)), precision, target);
-        made.map_err(|mut problems| {
-            let graph = component.name().to_string();
-            BlueprintError::Export(ExportError::Lower { graph, problem: problems.swap_remove(0) })
-        })
+        in_graph(component, made)
     }
 
     /// What a run of the graph costs, on so many threads, with these options where it runs on the processor, and with the weights of
@@ -324,7 +322,14 @@ impl Blueprint {
             Target::Cuda => (Freed::on_cuda(convolves), Device::Cuda),
             Target::TensorRt => (Freed::GivenBack, Device::Cuda),
         };
-        Ok(Cost::of(&self.lowered(component, part)?, &sizes, threads, Keep { weights, freed, device, blocks })?)
+        let lowered = self.lowered(component, part)?;
+        let fused = if self.form.target == Target::Cpu && cpu.has_own_kernels() && !convolves {
+            in_graph(component, fuse(&lowered))?
+        } else {
+            None
+        };
+        let graph = fused.as_ref().unwrap_or(&lowered);
+        Ok(Cost::of(graph, &sizes, threads, Keep { weights, freed, device, blocks })?)
     }
 
     /// How a session on the processor keeps the weights of a component.
@@ -371,4 +376,12 @@ impl Blueprint {
 #[must_use]
 pub fn by(sizes: [usize; 3]) -> String {
     sizes.map(|n| n.to_string()).join("x")
+}
+
+/// What a pass over a component's graph made.
+fn in_graph<T>(component: Component, made: Result<T, Vec<Problem>>) -> Result<T, BlueprintError> {
+    made.map_err(|mut problems| {
+        let graph = component.name().to_string();
+        BlueprintError::Export(ExportError::Lower { graph, problem: problems.swap_remove(0) })
+    })
 }

@@ -22,6 +22,7 @@ use cogvx_calibration::table::Table;
 use cogvx_graphs::config::{DitConfig, PipelineClass, PipelineIndex, T5Config, VaeConfig};
 use cogvx_graphs::model::vae::{FRAME_CHUNK, LATENT_CHUNK, first_chunk};
 use cogvx_graphs::model::{dit, t5, vae};
+use cogvx_graphs::pass::fuse::fuse;
 use cogvx_graphs::pass::{self, Lower, Precision, Target};
 use cogvx_graphs::source::{resolve_inside, root_of};
 use cogvx_graphs::{DType, Dim, Graph, Problem, VideoDims, Weights, onnx};
@@ -35,6 +36,7 @@ pub use error::ExportError;
 use lora::Merges;
 pub use lora::{Lora, LoraError, LoraProblem, scaling as lora_scaling};
 pub use options::{Component, ExportOptions, LayerChoice, VideoShape};
+pub(crate) use options::{KERNELS, MODEL};
 use storage::Storage;
 
 /// What an export did.
@@ -42,7 +44,7 @@ use storage::Storage;
 pub struct Report {
     /// Where the bundle is.
     pub output: PathBuf,
-    /// Each graph.
+    /// Each graph, once where there are two forms of it.
     pub graphs: Vec<GraphReport>,
     /// Bytes written by cogvx: graphs and converted weights.
     pub written: u64,
@@ -362,7 +364,12 @@ impl Exporter<'_> {
             }
             let graph = probed.as_ref().unwrap_or(graph);
             let made = lower(graph, plan.as_ref(), compute, self.options.precision, self.options.target);
-            lowered.push((*name, made.map_err(failed)?));
+            let made = made.map_err(failed)?;
+            // A second graph of the same weights, in operators that cogvx has kernels for.
+            let is_fused = self.options.target == Target::Cpu && *name == options::MODEL;
+            let fused = if is_fused { fuse(&made).map_err(failed)? } else { None };
+            lowered.push((*name, made));
+            lowered.extend(fused.map(|graph| (options::KERNELS, graph)));
         }
         let mut storage = Storage::plan(
             weights,
@@ -381,7 +388,9 @@ impl Exporter<'_> {
             let (nodes, opset) = (graph.nodes().len(), model.opset);
             let report =
                 GraphReport { file: file.clone(), nodes, external, inline, converted, merged, quantized, opset };
-            self.graphs.push(report);
+            if *name != options::KERNELS {
+                self.graphs.push(report);
+            }
             files.push(bundle::Graph { file, opset, inputs: ports(&model.inputs), outputs: ports(&model.outputs) });
         }
         let weights = storage.write(self.writer, component.name(), self.options.weights)?;

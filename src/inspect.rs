@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::bench::kind_of;
 use crate::blueprint::{Blueprint, BlueprintError, Run, Video};
 use crate::export::Component;
-use crate::runtime::CpuOptions;
+use crate::runtime::{CpuOptions, Kernels};
 
 pub use sizing::{Sizing, gpu, sizings};
 use stages::{Ends, Stage};
@@ -114,9 +114,18 @@ impl Inspection {
         let mut kinds: BTreeMap<&'static str, Kind> = BTreeMap::new();
         for (runs, graphs) in plan {
             let graphs: Vec<_> = graphs.into_iter().filter(|(times, _)| *times > 0).collect();
-            let costs = graphs
-                .iter()
-                .map(|&(times, run)| Ok((times as u64, blueprint.cost(run, &video, 1, CpuOptions::default(), None)?)));
+            let costs = graphs.iter().map(|&(times, run)| {
+                Ok((
+                    times as u64,
+                    blueprint.cost(
+                        run,
+                        &video,
+                        1,
+                        CpuOptions { kernels: Kernels::Plain, ..CpuOptions::default() },
+                        None,
+                    )?,
+                ))
+            });
             let costs = costs.collect::<Result<Vec<_>, BlueprintError>>()?;
             let component = graphs[0].1.component();
             add_kinds(&mut kinds, blueprint, component, &costs, runs as u64);

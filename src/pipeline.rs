@@ -21,13 +21,14 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use cogvx_graphs::config::{ConfigError, DitConfig, T5Config, VaeConfig};
-use cogvx_graphs::onnx::{self, Model};
+use cogvx_graphs::onnx::{self, Initializer, Model};
 use ndarray::{Array2, ArrayD, Axis, IxDyn};
 
 use crate::bundle::{Bundle, BundleError, MANIFEST};
+use crate::export::{KERNELS, MODEL};
 use crate::picture::PictureError;
 use crate::positions::PositionsError;
-use crate::runtime::{Device, Engine, Input, Layout, Outputs, Runtime, RuntimeError, Session, Traits};
+use crate::runtime::{Device, Engine, Input, Layout, Outputs, Runtime, RuntimeError, Session, Setup, Traits};
 use crate::scheduler::{SchedulerConfig, SchedulerError};
 use crate::tokenizer::{Tokenizer, TokenizerError};
 
@@ -301,7 +302,9 @@ impl Pipeline {
         graph: &str,
         profile: bool,
     ) -> Result<Session, PipelineError> {
-        let model = self.graph(component, graph)?;
+        let plain = self.graph(component, graph)?;
+        let own = if graph == MODEL { self.for_own_kernels(component)? } else { None };
+        let (graph, model) = own.map_or((graph, plain), |model| (KERNELS, model));
         let file = format!("{component}/{graph}");
         let manifest = self.bundle.manifest();
         let quantized = match component {
@@ -318,6 +321,20 @@ impl Pipeline {
             None if profile => self.runtime.load_profiled(&path, traits)?,
             None => self.runtime.load(&path, traits)?,
         })
+    }
+
+    /// The form of a component's graph that cogvx has kernels for, where these run it.
+    fn for_own_kernels(&self, component: &'static str) -> Result<Option<Model>, PipelineError> {
+        let is_theirs = matches!(self.runtime.setup(), Setup::Cpu(options) if options.has_own_kernels());
+        let file = format!("{component}/{KERNELS}");
+        let is_there = || self.bundle.manifest().components.get(component).is_some_and(|c| c.has(&file));
+        if !is_theirs || !is_there() {
+            return Ok(None);
+        }
+        let model = self.graph(component, KERNELS)?;
+        // They read weights where these are mapped, so each number has to lie where a number may.
+        let is_aligned = model.initializers.iter().all(Initializer::is_aligned);
+        Ok(Some(model).filter(|_| is_aligned))
     }
 
     /// Token ids of texts, `[texts, max_text_seq_length]`.
@@ -367,7 +384,7 @@ impl Pipeline {
     }
 
     fn run_text_encoder(&self, ids: &ArrayD<i64>) -> Result<Outputs, PipelineError> {
-        let mut session = self.load_blocks(TEXT_ENCODER, "model.onnx", false)?;
+        let mut session = self.load_blocks(TEXT_ENCODER, MODEL, false)?;
         Ok(session.run(&[("input_ids", Input::Integer(ids.view()))])?)
     }
 
@@ -377,7 +394,7 @@ impl Pipeline {
     /// No transformer in the bundle, or one the runtime refuses.
     pub fn transformer(&self) -> Result<Transformer<'_>, PipelineError> {
         let resident = self.resident.then_some(&self.runtime);
-        Ok(Transformer::new(self.load_blocks(TRANSFORMER, "model.onnx", false)?, &self.dit, resident))
+        Ok(Transformer::new(self.load_blocks(TRANSFORMER, MODEL, false)?, &self.dit, resident))
     }
 
     /// Load the VAE's decoder.
@@ -420,7 +437,7 @@ impl Pipeline {
         let plan = self.check(request)?;
         let sampler = self.sampler(request, &plan)?;
         observer.stage(Stage::Text);
-        let text = self.encode_prompts(&mut self.load_blocks(TEXT_ENCODER, "model.onnx", false)?, request, observer)?;
+        let text = self.encode_prompts(&mut self.load_blocks(TEXT_ENCODER, MODEL, false)?, request, observer)?;
         if request.start != Start::Noise {
             observer.stage(Stage::Encode);
         }
@@ -440,8 +457,7 @@ impl Pipeline {
         walk.check(&plan)?;
         if !walk.is_done() {
             observer.stage(Stage::Text);
-            let text =
-                self.encode_prompts(&mut self.load_blocks(TEXT_ENCODER, "model.onnx", false)?, request, observer)?;
+            let text = self.encode_prompts(&mut self.load_blocks(TEXT_ENCODER, MODEL, false)?, request, observer)?;
             observer.stage(Stage::Denoise);
             self.transformer()?.denoise(request, &text, &mut walk, observer)?;
         }

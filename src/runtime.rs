@@ -5,6 +5,7 @@ mod cuda;
 mod driver;
 mod error;
 mod library;
+mod operators;
 mod profile;
 mod resident;
 mod rtx;
@@ -27,7 +28,7 @@ use ort::session::builder::SessionBuilder;
 use ort::session::{NoSelectedOutputs, RunOptions};
 use tempfile::TempDir;
 
-pub use cpu::{Arenas, CpuOptions};
+pub use cpu::{Arenas, CpuOptions, Kernels};
 pub use cuda::CudaOptions;
 use cuda::Pairs;
 pub use error::{DeviceError, RuntimeError};
@@ -485,6 +486,9 @@ impl Runtime {
         }
         if self.threads > 0 {
             builder = builder.with_intra_threads(self.threads)?;
+        }
+        if on_cpu {
+            builder = builder.with_operators(operators::domain(self.threads)?)?;
         }
         if let Some(folder) = profile {
             builder = builder.with_profiling(folder.join("profile"))?;

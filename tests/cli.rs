@@ -215,7 +215,10 @@ fn quantized_bundles_do_not_carry_the_float_weights_along() {
             ["--quantize", "int8", "--prefer", "size", "--weights", mode, "--components", "transformer", "--overwrite"];
         export(&root().join("examples/shapes-model"), &bundle, &arguments);
         let names: Vec<_> = files(&bundle.join("transformer")).into_keys().collect();
-        assert_eq!(names, ["model.onnx", "quantized.safetensors", "rewritten.safetensors"].map(PathBuf::from));
+        assert_eq!(
+            names,
+            ["kernels.onnx", "model.onnx", "quantized.safetensors", "rewritten.safetensors"].map(PathBuf::from)
+        );
     }
 }
 

@@ -109,10 +109,10 @@ fn predictions_are_within_15_percent_of_what_runs_take() {
 
 #[test]
 fn a_plan_is_a_table() {
-    let (code, table) = output(cogvx().args(["plan", "2b", "--threads", "1"]));
+    let (code, table) = output(cogvx().args(["plan", "2b", "--threads", "1", "--plain-kernels"]));
     assert_eq!(code, Some(0), "{table}");
     assert_snapshot!("plan_of_2b", table);
-    let limited = ["plan", "2b", "--threads", "1", "--max-memory", "6GB", "--held", "3"];
+    let limited = ["plan", "2b", "--threads", "1", "--max-memory", "6GB", "--held", "3", "--plain-kernels"];
     let (code, table) = output(cogvx().args(limited));
     assert_eq!(code, Some(0), "{table}");
     assert_snapshot!("plan_of_2b_in_6_gb", table);

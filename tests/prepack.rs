@@ -10,7 +10,7 @@ use cogvx::bundle::Bundle;
 use cogvx::export::{Component, ExportOptions};
 use cogvx::pipeline::Pipeline;
 use cogvx::rng::TorchGenerator;
-use cogvx::runtime::{CpuOptions, Runtime, Setup};
+use cogvx::runtime::{CpuOptions, Kernels, Runtime, Setup};
 use cogvx_calibration::metrics::difference;
 use cogvx_calibration::plan::Scheme;
 use cogvx_graphs::onnx::open;
@@ -20,7 +20,8 @@ use common::{bundle_of, checkpoints, cogvx, entries, fixture, fresh_folder, said
 
 fn pipeline(bundle: &Path, prepack: bool) -> Pipeline {
     let runtime =
-        Runtime::start(Setup::Cpu(CpuOptions { prepack, ..CpuOptions::default() }), 1).expect("ONNX Runtime starts");
+        Runtime::start(Setup::Cpu(CpuOptions { prepack, kernels: Kernels::Plain, ..CpuOptions::default() }), 1)
+            .expect("ONNX Runtime starts");
     Pipeline::open(Bundle::open(bundle).expect("a sound bundle"), runtime).expect("a sound bundle")
 }
 

@@ -4,9 +4,11 @@ mod common;
 
 use std::path::{Path, PathBuf};
 
+use cogvx::bundle::Bundle;
 use cogvx::export::ExportOptions;
 use cogvx::pipeline::{Pipeline, Streaming};
 use cogvx::rng::TorchGenerator;
+use cogvx::runtime::{CpuOptions, Kernels, Runtime, Setup};
 use cogvx::synth::{Model, Options, synthesize};
 use cogvx_calibration::plan::Scheme;
 use cogvx_graphs::DType;
@@ -16,7 +18,7 @@ use cogvx_graphs::proto::ModelProto;
 use ndarray::{ArrayD, IxDyn};
 use prost::Message as _;
 
-use common::{bundle_of, fixture, fresh_folder, pipeline, root};
+use common::{bundle_of, fixture, fresh_folder, root};
 
 /// How many blocks the models of these tests have.
 const BLOCKS: usize = 5;
@@ -30,6 +32,13 @@ fn deep(name: &str, folder: &Path) -> PathBuf {
     let options = Options { layers: Some(BLOCKS), ..Options::default() };
     synthesize(&Model::Like(fixture(name)), &output, &options, |_| {}).unwrap_or_else(|e| panic!("{name}: {e}"));
     output
+}
+
+/// A bundle ready to run with ONNX Runtime's kernels alone: weights that are streamed go to those.
+fn pipeline(bundle: &Path) -> Pipeline {
+    let setup = Setup::Cpu(CpuOptions { kernels: Kernels::Plain, ..CpuOptions::default() });
+    let runtime = Runtime::start(setup, 1).expect("ONNX Runtime starts");
+    Pipeline::open(Bundle::open(bundle).expect("a sound bundle"), runtime).expect("a sound bundle")
 }
 
 /// What text encoder and transformer make of random numbers.

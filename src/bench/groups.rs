@@ -58,9 +58,23 @@ pub(super) fn ends_of(name: &str) -> Option<&'static [&'static str]> {
 /// By the kind of layer: first those that can be quantized.
 #[must_use]
 pub fn by_kind(nodes: &[NodeTime]) -> Vec<GroupTime> {
-    let mut groups = gather(nodes, |node| kind_of(path(&node.name)).into());
+    let nodes: Vec<_> = nodes.iter().flat_map(halved).collect();
+    let mut groups = gather(&nodes, |node| kind_of(path(&node.name)).into());
     groups.sort_by_key(|group| KINDS.iter().position(|(name, _)| *name == group.name).unwrap_or(KINDS.len()));
     groups
+}
+
+/// The two layers of a feed-forward that is one node: both have as many weights, so either took half.
+fn halved(node: &NodeTime) -> Vec<NodeTime> {
+    if node.op != "FeedForward" {
+        return vec![node.clone()];
+    }
+    let half = |layer| NodeTime {
+        name: format!("{}.{layer}/{}", path(&node.name), node.op),
+        seconds: node.seconds / 2.0,
+        ..node.clone()
+    };
+    ["net.0.proj", "net.2"].map(half).into()
 }
 
 /// By operator, the longest first.
@@ -123,10 +137,13 @@ mod tests {
             // No layer of the blocks' kind: its path only ends alike.
             node("other_norm1.linear/Gemm", "Gemm", 8.0),
             node("Shape", "Shape", 0.125),
+            node("transformer_blocks.2.ff/FeedForward", "FeedForward", 5.0),
         ];
         let found: Vec<_> = by_kind(&nodes).into_iter().map(|g| (g.name, g.nodes, g.layers, g.seconds)).collect();
         let expected = [
             ("attention q, k, v", 3, 2, 5.5),
+            ("feed-forward up", 1, 1, 2.5),
+            ("feed-forward down", 1, 1, 2.5),
             ("AdaLN", 1, 1, 0.25),
             ("T5 wi", 1, 1, 1.5),
             ("attention itself", 1, 1, 1.0),
@@ -135,6 +152,6 @@ mod tests {
         assert_eq!(found, expected.map(|(name, n, l, s)| (name.to_string(), n, l, s)));
         assert_eq!(by_kind(&nodes)[0].operators, ["Gemm", "Reshape"]);
         let operators: Vec<_> = by_operator(&nodes).into_iter().map(|g| (g.name, g.nodes)).collect();
-        assert_eq!(operators[..2], [("Gemm".to_string(), 5), ("MultiHeadAttention".to_string(), 1)]);
+        assert_eq!(operators[..2], [("Gemm".to_string(), 5), ("FeedForward".to_string(), 1)]);
     }
 }

@@ -105,6 +105,14 @@ pub struct Component {
     pub weights: Vec<String>,
 }
 
+impl Component {
+    /// Whether one of its graphs is in this file of the bundle.
+    #[must_use]
+    pub fn has(&self, graph: &str) -> bool {
+        self.graphs.iter().any(|known| known.file == graph)
+    }
+}
+
 /// One ONNX file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Graph {

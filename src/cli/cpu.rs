@@ -1,8 +1,8 @@
-//! `--prepack`, `--arena`: memory for speed on the processor.
+//! `--prepack`, `--arena`, `--plain-kernels`: how graphs run on the processor.
 
 use clap::Args;
 
-use crate::runtime::{Arenas, CpuOptions};
+use crate::runtime::{Arenas, CpuOptions, Kernels};
 
 /// How a bundle for the processor runs.
 #[derive(Args, Clone, Copy, Default)]
@@ -13,18 +13,26 @@ pub(super) struct Cpu {
     /// Keep the memory of tensors that are done for those to come: the VAE decodes faster, in up to 2.4 times the memory
     #[arg(long, help_heading = "Processor")]
     arena: bool,
+    /// Run text encoder and transformer with ONNX Runtime's kernels alone, not with cogvx's own where it has them
+    #[arg(long, help_heading = "Processor")]
+    plain_kernels: bool,
 }
 
 /// The option that gave them, if any did.
 pub(super) fn given(options: CpuOptions) -> Option<&'static str> {
-    let given = [("prepack", options.prepack), ("arena", options.arenas == Arenas::All)];
+    let given = [
+        ("prepack", options.prepack),
+        ("arena", options.arenas == Arenas::All),
+        ("plain-kernels", options.kernels == Kernels::Plain),
+    ];
     given.into_iter().find_map(|(option, given)| given.then_some(option))
 }
 
 impl Cpu {
     pub fn options(self) -> CpuOptions {
         let arenas = if self.arena { Arenas::All } else { Arenas::Usual };
-        CpuOptions { prepack: self.prepack, arenas }
+        let kernels = if self.plain_kernels { Kernels::Plain } else { Kernels::Fastest };
+        CpuOptions { prepack: self.prepack, arenas, kernels }
     }
 
     /// The same where memory may be limited: then no more is kept than was asked for.

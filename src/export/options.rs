@@ -174,6 +174,11 @@ pub(super) fn target_name(target: Target) -> &'static str {
     }
 }
 
+/// The graph of a text encoder or transformer, in operators that ONNX Runtime has.
+pub(crate) const MODEL: &str = "model.onnx";
+/// The same for processors, in operators that cogvx has kernels for where it has them.
+pub(crate) const KERNELS: &str = "kernels.onnx";
+
 /// A part of the pipeline that becomes graphs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Component {
@@ -219,11 +224,7 @@ impl Component {
 
     /// File names of the graphs, and which part of the video each is for.
     pub(super) fn graphs(self) -> &'static [(&'static str, Part)] {
-        if self.is_vae() {
-            &[("first.onnx", Part::First), ("next.onnx", Part::Next)]
-        } else {
-            &[("model.onnx", Part::First)]
-        }
+        if self.is_vae() { &[("first.onnx", Part::First), ("next.onnx", Part::Next)] } else { &[(MODEL, Part::First)] }
     }
 }
 

@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::blueprint::{Blueprint, Form};
 use crate::pipeline::Stage::{self, Decode, Denoise, Text};
 use crate::plan::{Plan, PlanError, Weights, Wish};
-use crate::runtime::CpuOptions;
+use crate::runtime::{CpuOptions, Kernels};
 
 /// Memory of GPUs that are sold, in GiB.
 const GPUS: [u64; 10] = [8, 12, 16, 24, 32, 40, 48, 80, 96, 141];
@@ -50,7 +50,7 @@ pub fn sizings(blueprint: Blueprint, size: [Option<usize>; 3]) -> Result<Vec<Siz
         vae_tiling: false,
         from_video: false,
         threads: 1,
-        cpu: CpuOptions::default(),
+        cpu: CpuOptions { kernels: Kernels::Plain, ..CpuOptions::default() },
         weights: Weights::Kept,
     };
     let mut blueprint = blueprint.widened();

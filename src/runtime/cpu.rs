@@ -15,9 +15,33 @@ pub struct CpuOptions {
     /// the system first, which takes a quarter of the time in which the VAE decodes. What is kept lies in pieces, so it takes up to
     /// 2.4 times the memory that is in use at once.
     pub arenas: Arenas,
+    /// Whose kernels run text encoder and transformer.
+    pub kernels: Kernels,
+}
+
+/// Whose kernels run what cogvx has kernels for, too.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Kernels {
+    /// cogvx's, on processors that they were measured to be faster on.
+    #[default]
+    Fastest,
+    /// cogvx's, whatever the processor.
+    Own,
+    /// ONNX Runtime's.
+    Plain,
 }
 
 impl CpuOptions {
+    /// Whether cogvx's own kernels run what they can.
+    #[must_use]
+    pub fn has_own_kernels(self) -> bool {
+        match self.kernels {
+            Kernels::Fastest => cogvx_kernels::pays(),
+            Kernels::Own => true,
+            Kernels::Plain => false,
+        }
+    }
+
     /// How weights of a graph are kept.
     pub(super) fn layout(self, traits: Traits<'_>) -> Layout {
         if self.prepack && !traits.convolves { Layout::Widened } else { traits.layout }

@@ -24,7 +24,8 @@ impl<'a> Traits<'a> {
     pub fn of(model: &'a Model, layout: Layout) -> Self {
         let fixed = !model.nodes.iter().any(|node| node.op_type == "Shape");
         let products = |names: &[&str]| model.nodes.iter().filter(|n| names.contains(&n.op_type.as_str())).count();
-        let convolves = products(&["Conv", "QLinearConv"]) > products(&["Gemm", "MatMulNBits", "MatMulIntegerToFloat"]);
+        let convolves =
+            products(&["Conv", "QLinearConv"]) > products(&["Gemm", "Linear", "MatMulNBits", "MatMulIntegerToFloat"]);
         Self { layout, fixed, convolves, repeats: false, inputs: &model.inputs }
     }
 }

@@ -33,7 +33,7 @@ fn reshape(tensors: &mut Tensors, name: &str, to: impl FnOnce(&mut Vec<usize>)) 
 }
 
 const fn verify(name: &'static str, breaks: fn(&Scene), message: &'static str) -> Case {
-    Case { name, breaks, line: "cogvx verify BUNDLE --reference REFERENCE", message }
+    Case { name, breaks, line: "cogvx verify BUNDLE --reference REFERENCE --plain-kernels", message }
 }
 
 #[test]
