@@ -12,6 +12,8 @@ pub mod linear;
 pub mod rows;
 mod scratch;
 pub mod threads;
+#[cfg(target_arch = "x86_64")]
+mod transpose;
 
 pub use threads::{Serial, Threads};
 

@@ -26,10 +26,27 @@ use crate::{
     threads::each,
 };
 
-/// How many features are multiplied at a time: a tile's sums stay in registers meanwhile.
-const FEATURES: usize = 3840;
-/// How many numbers of packed weights a task has: with a tile's rows they are in the second cache.
-const WEIGHTS: usize = 3 << 16;
+/// How a product is cut, by what a processor's registers and caches hold.
+#[derive(Clone, Copy)]
+struct Cut {
+    /// Rows of a tile.
+    rows: usize,
+    /// How many features are multiplied at a time: a tile's sums stay in registers meanwhile.
+    features: usize,
+    /// How many numbers of packed weights a task has: with a tile's rows they are in the second cache.
+    weights: usize,
+}
+
+impl Cut {
+    const fn of(arch: Arch) -> Self {
+        match arch {
+            #[cfg(target_arch = "x86_64")]
+            Arch::V4(_) => Self { rows: tile::MOST_ROWS, features: 3840, weights: 3 << 16 },
+            // What a tile reads is in the first cache, too.
+            _ => Self { rows: 12, features: 192, weights: 1 << 16 },
+        }
+    }
+}
 
 /// How many numbers of packed rows there are at a time: with more of them they come from memory for each task, not from the third cache.
 const AT_ONCE: usize = 6 << 20;
@@ -76,7 +93,7 @@ impl Linear<'_> {
         let [outputs, features] = self.features;
         let rows = y.len() / outputs;
         assert_eq!((x.len(), y.len()), (rows * features, rows * outputs), "{rows} rows of {:?}", self.features);
-        let rows = at_once(rows, features);
+        let rows = at_once(Cut::of(arch), rows, features);
         for (x, y) in x.chunks(rows * features).zip(y.chunks_mut(rows * outputs)) {
             match self.weight {
                 Weights::F32(weights) => self.multiply(arch, weights, x, y, threads),
@@ -92,10 +109,12 @@ impl Linear<'_> {
         assert_eq!(weights.len(), outputs * features, "weights of {:?}", self.features);
         assert!(self.bias.is_none_or(|bias| bias.len() == outputs), "a bias of {outputs}");
         let few = rows <= dots::ROWS;
+        let cut = Cut::of(arch);
 
-        let features_at_once = features.div_ceil(features.div_ceil(FEATURES));
+        let features_at_once = features.div_ceil(features.div_ceil(cut.features));
         let panels = outputs.div_ceil(OUTPUTS);
-        let tasks = panels.div_ceil((WEIGHTS / OUTPUTS / features_at_once).max(1)).next_multiple_of(threads.count());
+        let tasks =
+            panels.div_ceil((cut.weights / OUTPUTS / features_at_once).max(1)).next_multiple_of(threads.count());
         let width = panels.div_ceil(tasks) * OUTPUTS;
         let parts = columns(y, outputs, width).into_iter().zip(weights.chunks(width * features)).enumerate();
         let parts = parts.map(|(number, (y, weights))| {
@@ -107,11 +126,22 @@ impl Linear<'_> {
             return;
         }
 
-        let mut packed = PACKED_ROWS.take(rows.div_ceil(tile::ROWS) * features);
-        let tiles = x.chunks(tile::ROWS * features).zip(packed.chunks_exact_mut(features));
+        let mut packed = PACKED_ROWS.take(rows.div_ceil(cut.rows) * features);
+        let tiles = x.chunks(cut.rows * features).zip(packed.chunks_exact_mut(features));
         each(threads, tiles, |_, (x, packed)| pack::<f32, 1>(arch, sixteen(x, features, 0..features), packed, 0));
         each(threads, parts, |_, (y, weights, bias)| {
-            arch.dispatch(Block { arch, x: &packed, weights, bias, gelu: self.gelu, features, features_at_once, y });
+            let rows = cut.rows;
+            arch.dispatch(Block {
+                arch,
+                x: &packed,
+                weights,
+                bias,
+                gelu: self.gelu,
+                features,
+                features_at_once,
+                rows,
+                y,
+            });
         });
     }
 }
@@ -127,7 +157,7 @@ pub fn feed_forward(up: &Linear<'_>, down: &Linear<'_>, x: &[f32], y: &mut [f32]
     assert_eq!(inner, read, "layers of {:?} and {:?}", up.features, down.features);
     let rows = y.len() / outputs;
     assert_eq!((x.len(), y.len()), (rows * features, rows * outputs), "{rows} rows");
-    let rows = at_once(rows, inner);
+    let rows = at_once(Cut::of(Arch::new()), rows, inner);
     // Whoever else works meanwhile fetches memory of its own.
     let mut made = take(&mut *INNER.lock().unwrap_or_else(PoisonError::into_inner));
     for (x, y) in x.chunks(rows * features).zip(y.chunks_mut(rows * outputs)) {
@@ -139,9 +169,9 @@ pub fn feed_forward(up: &Linear<'_>, down: &Linear<'_>, x: &[f32], y: &mut [f32]
 }
 
 /// How many of so many rows of `features` are multiplied at a time: parts of one size, in whole tiles.
-fn at_once(rows: usize, features: usize) -> usize {
-    let most = (AT_ONCE / features).clamp(tile::ROWS, ROWS);
-    rows.div_ceil(rows.div_ceil(most).max(1)).next_multiple_of(tile::ROWS)
+fn at_once(cut: Cut, rows: usize, features: usize) -> usize {
+    let most = (AT_ONCE / features).clamp(cut.rows, ROWS);
+    rows.div_ceil(rows.div_ceil(most).max(1)).next_multiple_of(cut.rows)
 }
 
 /// `y [rows, outputs]` in blocks of `width` outputs, each by its rows.
@@ -173,6 +203,8 @@ struct Block<'a, T> {
     gelu: bool,
     features: usize,
     features_at_once: usize,
+    /// Of a tile.
+    rows: usize,
     y: Vec<&'a mut [f32]>,
 }
 
@@ -187,10 +219,16 @@ impl<T: Number> WithSimd for Block<'_, T> {
             let some = first..self.features.min(first + self.features_at_once);
             let halves = self.weights.chunks(16 * self.features);
             for (number, weights) in halves.enumerate() {
-                let packed = &mut packed[number / 2 * 2 * some.len()..][..2 * some.len()];
-                pack::<T, 2>(self.arch, sixteen(weights, self.features, some.clone()), packed, number % 2);
+                let weights = sixteen(weights, self.features, some.clone());
+                if S::F32_LANES == 16 {
+                    let packed = &mut packed[number / 2 * 2 * some.len()..][..2 * some.len()];
+                    pack::<T, 2>(self.arch, weights, packed, number % 2);
+                } else {
+                    let packed = &mut packed[number * some.len()..][..some.len()];
+                    pack::<T, 1>(self.arch, weights, packed, 0);
+                }
             }
-            let tiles = self.x.chunks_exact(self.features).zip(self.y.chunks_mut(tile::ROWS));
+            let tiles = self.x.chunks_exact(self.features).zip(self.y.chunks_mut(self.rows));
             for (x, y) in tiles {
                 for (panel, weights) in packed.chunks_exact(2 * some.len()).take(panels).enumerate() {
                     let output = panel * OUTPUTS;

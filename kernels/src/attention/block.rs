@@ -63,18 +63,34 @@ impl Rows<'_> {
     #[inline(always)]
     fn scores<S: Simd>(&self, simd: S, block: &[Keys], scores: &mut Scores, rows: Range<usize>) {
         for (number, keys) in block.iter().enumerate() {
-            for column in (0..keys.count).step_by(3 * S::F32_LANES) {
+            // 24 sums in 32 registers, or 12 in 16.
+            let at_once = if S::F32_LANES == 16 { 3 } else { 2 };
+            for column in (0..keys.count).step_by(at_once * S::F32_LANES) {
                 let registers = (keys.count - column).div_ceil(S::F32_LANES);
-                for (scores, row) in scores.as_chunks_mut().0.iter_mut().zip(rows.clone().step_by(8)) {
-                    let (at, reference) = (number * SIDE + column, self.reference[row..].first_chunk().expect("eight"));
-                    let factors = (self.q, row, keys.k, column);
-                    match registers {
-                        1 => score_tile::<S, 1>(simd, factors, reference, scores, at),
-                        2 => score_tile::<S, 2>(simd, factors, reference, scores, at),
-                        _ => score_tile::<S, 3>(simd, factors, reference, scores, at),
-                    }
+                let (keys, to) = ((keys, column), (&mut *scores, number * SIDE + column));
+                match (registers.min(at_once), S::F32_LANES) {
+                    (1, 16) => self.score_rows::<S, 1, 8>(simd, keys, to, rows.clone()),
+                    (2, 16) => self.score_rows::<S, 2, 8>(simd, keys, to, rows.clone()),
+                    (_, 16) => self.score_rows::<S, 3, 8>(simd, keys, to, rows.clone()),
+                    (1, _) => self.score_rows::<S, 1, 6>(simd, keys, to, rows.clone()),
+                    _ => self.score_rows::<S, 2, 6>(simd, keys, to, rows.clone()),
                 }
             }
+        }
+    }
+
+    /// Scores of `N` registers of a panel of keys, `R` queries at a time.
+    #[inline(always)]
+    fn score_rows<S: Simd, const N: usize, const R: usize>(
+        &self,
+        simd: S,
+        (keys, column): (&Keys, usize),
+        (scores, at): (&mut Scores, usize),
+        rows: Range<usize>,
+    ) {
+        for (scores, row) in scores.as_chunks_mut().0.iter_mut().zip(rows.step_by(R)) {
+            let reference: &[f32; R] = self.reference[row..].first_chunk().expect("a panel");
+            score_tile::<S, N, R>(simd, (self.q, row, keys.k, column), reference, scores, at);
         }
     }
 
@@ -124,7 +140,8 @@ impl Rows<'_> {
     fn values<S: Simd>(&mut self, simd: S, block: &[Keys], scores: &Scores, rows: Range<usize>) {
         let width = self.y.len() / SIDE;
         let registers = width / S::F32_LANES;
-        let parts = registers.div_ceil(4);
+        // 24 sums in 32 registers, or 12 in 16.
+        let parts = registers.div_ceil(if S::F32_LANES == 16 { 4 } else { 2 });
         for part in 0..parts {
             let (from, to) = (registers * part / parts, registers * (part + 1) / parts);
             for (scores, row) in scores.as_chunks().0.iter().zip(rows.clone().step_by(6)) {
@@ -140,30 +157,30 @@ impl Rows<'_> {
     }
 }
 
-/// Eight queries' scores with `N` registers of keys.
+/// Scores of `R` queries with `N` registers of keys.
 #[inline(always)]
-fn score_tile<S: Simd, const N: usize>(
+fn score_tile<S: Simd, const N: usize, const R: usize>(
     simd: S,
     (q, row, k, column): (&[[f32; SIDE]], usize, &[[f32; SIDE]], usize),
-    reference: &[f32; 8],
-    scores: &mut [[f32; BLOCK * SIDE]; 8],
+    reference: &[f32; R],
+    scores: &mut [[f32; BLOCK * SIDE]; R],
     at: usize,
 ) {
-    assert!(row + 8 <= SIDE && column + N * S::F32_LANES <= SIDE && at + N * S::F32_LANES <= BLOCK * SIDE);
-    let mut sums = [[simd.splat_f32s(0.0); N]; 8];
-    for i in 0..8 {
+    assert!(row + R <= SIDE && column + N * S::F32_LANES <= SIDE && at + N * S::F32_LANES <= BLOCK * SIDE);
+    let mut sums = [[simd.splat_f32s(0.0); N]; R];
+    for i in 0..R {
         sums[i] = [simd.splat_f32s(-reference[i]); N];
     }
     for (q, k) in q.iter().zip(k) {
         let k: [S::f32s; N] = load::<S, N>(&k[column..]);
-        for i in 0..8 {
+        for i in 0..R {
             let q = simd.splat_f32s(q[row + i]);
             for j in 0..N {
                 sums[i][j] = simd.mul_add_f32s(q, k[j], sums[i][j]);
             }
         }
     }
-    for i in 0..8 {
+    for i in 0..R {
         store::<S, N>(&mut scores[i][at..], sums[i]);
     }
 }
@@ -236,7 +253,7 @@ fn powers<S: Simd>(simd: S, scores: &mut [f32], mut sum: [f32; LINE]) -> [f32; L
     let _ = simd;
     for scores in scores {
         for (score, sum) in scores.iter_mut().zip(&mut sum) {
-            *score = exp2(*score);
+            *score = if S::F32_LANES > 1 { exp2(*score, f32::mul_add) } else { exp2(*score, |a, b, c| a * b + c) };
             *sum += *score;
         }
     }
@@ -249,13 +266,13 @@ const FLOOR: i32 = 0b1001;
 
 /// 2^x for the compiler to make vectors of.
 #[inline(always)]
-fn exp2(x: f32) -> f32 {
+fn exp2(x: f32, mul_add: impl Fn(f32, f32, f32) -> f32) -> f32 {
     /// Added to a number, this leaves its whole part in the lowest bits.
     const WHOLE: f32 = 12_582_912.0;
     let x = if x < LOWEST { LOWEST } else { x };
     let x = if x > HIGHEST { HIGHEST } else { x };
     let whole = x - 0.5 + WHOLE;
     let rest = x - (whole - WHOLE);
-    let power = EXP2.iter().rev().fold(0.0, |sum, factor| sum * rest + factor);
+    let power = EXP2.iter().rev().fold(0.0, |sum, factor| mul_add(sum, rest, *factor));
     f32::from_bits((whole.to_bits() << 23).wrapping_add(power.to_bits()))
 }

@@ -94,12 +94,34 @@ fn transpose<S: Simd>(simd: S, rows: &[&[f32]; SIDE], panel: &mut [[f32; SIDE]])
                 done += 16;
             }
         }
+        #[cfg(target_arch = "x86_64")]
+        if let Some(simd) = (&simd as &dyn std::any::Any).downcast_ref::<pulp::x86::V3>() {
+            for panel in panel.as_chunks_mut::<8>().0 {
+                for (half, rows) in rows.as_chunks::<8>().0.iter().enumerate() {
+                    eights(*simd, rows, done, panel, group * 16 + half * 8);
+                }
+                done += 8;
+            }
+        }
         let _ = simd;
         for (feature, panel) in panel.iter_mut().enumerate().skip(done) {
             for (x, row) in panel[group * 16..].iter_mut().zip(rows) {
                 *x = row[feature];
             }
         }
+    }
+}
+
+/// Transpose 8 rows of 8.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn eights(simd: pulp::x86::V3, rows: &[&[f32]; 8], from: usize, panel: &mut [[f32; SIDE]; 8], to: usize) {
+    let mut square = [simd.avx._mm256_setzero_ps(); 8];
+    for (square, row) in square.iter_mut().zip(rows) {
+        *square = bytemuck::cast(*row[from..].first_chunk::<8>().expect("a row"));
+    }
+    for (panel, column) in panel.iter_mut().zip(crate::transpose::eight(simd, square)) {
+        *panel[to..].first_chunk_mut::<8>().expect("a panel of six") = bytemuck::cast(column);
     }
 }
 
