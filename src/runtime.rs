@@ -488,6 +488,7 @@ impl Runtime {
             builder = builder.with_intra_threads(self.threads)?;
         }
         if on_cpu {
+            builder = builder.with_config_entry(cpu::EXACT.0, cpu::EXACT.1)?;
             builder = builder.with_operators(operators::domain(self.threads)?)?;
         }
         if let Some(folder) = profile {

@@ -44,9 +44,22 @@ impl CpuOptions {
 
     /// How weights of a graph are kept.
     pub(super) fn layout(self, traits: Traits<'_>) -> Layout {
-        if self.prepack && !traits.convolves { Layout::Widened } else { traits.layout }
+        let widens = self.prepack && !traits.convolves && (traits.layout != Layout::Packed || adds_wide());
+        if widens { Layout::Widened } else { traits.layout }
     }
 }
+
+/// Whether products of bytes are added in 32 bits. Where the processor lacks VNNI, ONNX Runtime adds pairs of them in sixteen, which
+/// saturate, unless an optimizer of its extended level (`Avx2WeightS8ToU8Transformer`) finds [`EXACT`] and makes the weights `uint8`.
+fn adds_wide() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return is_x86_feature_detected!("avx512vnni") || is_x86_feature_detected!("avxvnni");
+    #[cfg(not(target_arch = "x86_64"))]
+    return true;
+}
+
+/// Asks for products of bytes that do not saturate.
+pub(super) const EXACT: (&str, &str) = ("session.x64quantprecision", "1");
 
 /// Optimizers that would hold a second, `float32` copy of 16-bit weights.
 const COPYING: &str = "ConstantFolding;FuseFp16InitializerToFp32NodeTransformer";
@@ -57,9 +70,13 @@ const ALL_BUT_FOLDING: &str = "Level1_RuleBasedTransformer;CommonSubexpressionEl
     GatherSliceToSplitFusion;GatherToSliceFusion;GeluFusionL1;LayerNormFusionL1;MatMulAddFusion;PropagateCastOps;\
     QDQPropagationTransformer;ReshapeFusion;RocmBlasAltImpl;TransposeOptimizer;WeightBiasQuantization;WhereDummyDq";
 
-/// The level at which what keeps weights so is found.
+/// The level at which what keeps weights so, and multiplies them exactly, is found.
 pub(super) fn optimization(layout: Layout) -> GraphOptimizationLevel {
-    if layout == Layout::Widened { GraphOptimizationLevel::Level1 } else { GraphOptimizationLevel::Disable }
+    match layout {
+        Layout::Widened => GraphOptimizationLevel::Level1,
+        Layout::Packed if !adds_wide() => GraphOptimizationLevel::Level2,
+        Layout::Packed | Layout::Mapped => GraphOptimizationLevel::Disable,
+    }
 }
 
 /// The optimizers of that level that are not wanted.
