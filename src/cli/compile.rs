@@ -79,6 +79,13 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     if let (Some(range), true) = (videos.iter().find(|sizes| sizes.least != sizes.greatest), is_fixed(manifest)) {
         bail!("`--shapes`: expected one size, that of the bundle's graphs, found the range {range}");
     }
+    if !args.no_preflight && manifest.accuracy == "bf16" && manifest.quantization.is_some() {
+        bail!(
+            "`{}`: quantized graphs in bf16 run nowhere but in TensorRT, so no tiny video can be made of them: export with \
+             `--precision fp16`, or give `--no-preflight`",
+            args.bundle.display()
+        );
+    }
     runtime::load_library(Device::TensorRt)?;
     if !args.no_preflight {
         let found = look(args, &bundle)?;
@@ -124,13 +131,6 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
 /// The tiny video.
 fn look(args: &Args, bundle: &Bundle) -> anyhow::Result<Preflight> {
     let manifest = bundle.manifest();
-    if manifest.accuracy == "bf16" && manifest.quantization.is_some() {
-        bail!(
-            "`{}`: quantized graphs in bf16 run nowhere but in TensorRT, so no tiny video can be made of them: export with \
-             `--precision fp16`, or give `--no-preflight`",
-            args.bundle.display()
-        );
-    }
     // The processor has no kernels for bf16.
     let runtime = if manifest.accuracy == "bf16" { args.gpu.start_cuda()? } else { Runtime::start(Device::Cpu, 0)? };
     interrupt::ends(runtime.interrupt());

@@ -155,10 +155,11 @@ pub fn program(path: &str) -> Command {
     command
 }
 
-/// All that a command printed, for messages.
+/// All that a command printed, but for what only the first command of a machine says.
 pub fn said(output: &Output) -> String {
     let [out, err] = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes).into_owned());
-    format!("{out}{err}")
+    let text = format!("{out}{err}");
+    text.split_inclusive('\n').filter(|line| !line.starts_with("installing ONNX Runtime ")).collect()
 }
 
 /// All ONNX files of a bundle.
