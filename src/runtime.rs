@@ -534,7 +534,9 @@ fn environment(device: Device) -> Result<(Environment, PathBuf), RuntimeError> {
     let path = library(device)?.path;
     let start = || {
         let builder = ort::init_from(&path).map_err(|e| e.to_string())?;
-        builder.with_name("cogvx").with_telemetry(false).build().map_err(|e| e.to_string())
+        let environment = builder.with_name("cogvx").with_telemetry(false).build().map_err(|e| e.to_string())?;
+        operators::announce(&environment).map_err(|e| e.to_string())?;
+        Ok(environment)
     };
     let environment = start().map_err(|message| RuntimeError::Start { path: path.clone(), message })?;
     Ok(started.insert((environment, path)).clone())

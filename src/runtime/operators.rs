@@ -2,6 +2,7 @@
 //!
 //! A graph may come from anywhere, so each operator checks that its tensors fit together before it looks into them.
 
+mod announce;
 mod attention;
 mod linear;
 mod norms;
@@ -16,6 +17,8 @@ use ort::Error;
 use ort::operator::{ComputeContext, KernelContext, OperatorDomain, OperatorInput, OperatorOutput};
 use ort::value::{PrimitiveTensorElementType, TensorElementType};
 use ort::value::{ValueRef, ValueRefMut};
+
+pub(super) use announce::announce;
 
 /// All of them, to run on so many threads (0: one a core).
 pub(super) fn domain(threads: usize) -> ort::Result<OperatorDomain> {
