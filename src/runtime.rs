@@ -470,7 +470,7 @@ impl Runtime {
             builder = builder.with_devices([device], Some(&rtx::named(pairs)))?;
         }
         let mut builder = builder
-            .with_optimization_level(cpu::optimization(traits.layout))?
+            .with_optimization_level(cpu::optimization(traits.layout, on_cpu))?
             // From the second run with the same sizes on ONNX Runtime would take one block for all that nodes make, from begin to
             // end: of the VAE at 480x720 that is a quarter more than is in use at once. On GPUs it would come beside the pieces of
             // the first run, which are too small for it and stay.

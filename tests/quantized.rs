@@ -4,15 +4,21 @@
 mod common;
 mod scene;
 
+use std::convert::Infallible;
 use std::path::Path;
 
 use cogvx::export::{Component, ExportOptions};
 use cogvx::rng::TorchGenerator;
+use cogvx::runtime::{Device, Input, Layout, Runtime};
 use cogvx_calibration::metrics::difference;
 use cogvx_calibration::plan::Scheme;
-use cogvx_graphs::DType;
-use cogvx_graphs::pass::Target;
-use ndarray::{ArrayD, Axis, Slice};
+use cogvx_graphs::graph::Constant;
+use cogvx_graphs::onnx::serialize;
+use cogvx_graphs::op::Op;
+use cogvx_graphs::pass::{self, Lower, Target};
+use cogvx_graphs::quantized::{LinearForm, QuantizedLinear};
+use cogvx_graphs::{DType, Graph, dims};
+use ndarray::{ArrayD, Axis, IxDyn, Slice};
 
 use common::{bundle_of, calibrated, fixture, fresh_folder, pipeline};
 use scene::Scene;
@@ -159,6 +165,34 @@ fn what_float16_does_not_hold_stays_float32() {
             assert!(error < most, "{target:?} {quantize:?}: {error}");
         }
     }
+}
+
+#[test]
+fn products_of_the_largest_bytes_are_exact() {
+    // Of these some processors add pairs in sixteen bits, which do not hold them.
+    const WIDTH: usize = 64;
+    let graph = Graph::new();
+    let x = graph.input("x", DType::F32, dims![2, WIDTH]);
+    let values = vec![127_u8; WIDTH * WIDTH];
+    let parts = [
+        graph.constant(Constant { dtype: DType::I8, shape: vec![WIDTH, WIDTH], bytes: values }),
+        graph.floats(&[WIDTH], &[1.0; WIDTH]),
+    ];
+    let op = QuantizedLinear { features: [WIDTH, WIDTH], form: LinearForm::PerToken };
+    let inputs: Vec<_> = [x].into_iter().chain(parts).map(|value| Some(value.id())).collect();
+    graph.output("y", graph.add(Op::QuantizedLinear(op), &inputs)[0]);
+    let lowered = pass::run(&mut Lower::new(Target::Cpu), &graph).expect("a correct graph");
+    let model = serialize(&lowered, "linear", |_| -> Result<_, Infallible> { unreachable!("no weights") });
+    let folder = fresh_folder();
+    let file = folder.path().join("model.onnx");
+    std::fs::write(&file, model.expect("cannot fail").bytes).expect("a writable folder");
+    let runtime = Runtime::start(Device::Cpu, 1).expect("ONNX Runtime starts");
+    let mut session = runtime.load(&file, Layout::Packed).expect("a graph it knows");
+    let x = ArrayD::from_shape_fn(IxDyn(&[2, WIDTH]), |at| if at[0] == 0 { 1.0 } else { -1.0 });
+    let outputs = session.run(&[("x", Input::Float(x.view()))]).expect("a run");
+    let y = outputs.array("y").expect("its output");
+    // 64 times 127 times one.
+    assert!(y.iter().zip(&x).all(|(y, x)| (y - 8128.0 * x).abs() < 0.01), "{y}");
 }
 
 /// Channels that are this much larger than the others.

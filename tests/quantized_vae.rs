@@ -50,6 +50,7 @@ fn computed(conv: &Convolution, [weight, bias]: [&[f32]; 2], x: &ArrayD<f32>) ->
     let parameters = [
         graph.constant(Constant { dtype: DType::I8, shape: conv.shape.clone(), bytes: rounded.values }),
         graph.floats(&[CHANNELS], &rounded.scales),
+        graph.constant(Constant { dtype: DType::I8, shape: vec![CHANNELS], bytes: rounded.zero_points }),
         graph.constant(Constant { dtype: DType::I32, shape: vec![CHANNELS], bytes: bias }),
     ];
     let bytes = graph.add(Op::Quantize(conv.reads), &[Some(input.id())])[0];

@@ -98,6 +98,7 @@ impl Convolution {
             #[allow(clippy::cast_possible_truncation)] // Bounded by the scale; NaN becomes zero.
             rounded.bias.push((bias / (self.reads.step * scale)).round_ties_even() as i32);
             rounded.scales.push(scale);
+            rounded.zero_points.push(0);
         }
         rounded
     }

@@ -15,7 +15,7 @@ pub struct Rounded {
     pub values: Vec<u8>,
     /// What a value is a multiple of: for each row, or for each block of each row.
     pub scales: Vec<f32>,
-    /// The value that stands for zero in each block, packed as values are; empty where that is the same for all.
+    /// The value that stands for zero in each block, packed as values are; empty where the graph says it for all.
     pub zero_points: Vec<u8>,
     /// The bias of each row, in steps of the products of values; empty where the layer adds a float one.
     pub bias: Vec<i32>,

@@ -52,8 +52,11 @@ pub struct Bytes {
     pub zero_point: u8,
 }
 
-/// A convolution of bytes. Reads `u8` features, the weight as `i8` `[out, in, ...]`, its scales `[out]`, and the bias as `i32`
-/// `[out]`, in steps of the features' times the weight's; the result is rounded to bytes, then `f32` again.
+/// A convolution of bytes. Reads `u8` features, the weight as `i8` `[out, in, ...]`, its scales `[out]`, its zero points `[out]`, all
+/// 0, and the bias as `i32` `[out]`, in steps of the features' times the weight's; the result is rounded to bytes, then `f32` again.
+///
+/// Convolutions that shared one zero would not load where a processor lacks VNNI: ONNX Runtime makes each weight and its zero points
+/// `u8` there, and makes no tensor twice.
 #[derive(Clone, Debug, PartialEq)]
 pub struct QuantizedConv {
     /// Step of each spatial axis.
@@ -69,12 +72,13 @@ pub struct QuantizedConv {
 impl QuantizedConv {
     /// The tensors of a weight of `shape` with a bias, in the order they are read.
     #[must_use]
-    pub fn tensors(shape: &[usize]) -> [PartType; 3] {
+    pub fn tensors(shape: &[usize]) -> [PartType; 4] {
         let part = |part, dtype, shape: &[usize]| PartType { part, dtype, shape: shape.to_vec() };
         let out = &shape[..1];
         [
             part(WeightPart::Values, DType::I8, shape),
             part(WeightPart::Scales, DType::F32, out),
+            part(WeightPart::ZeroPoints, DType::I8, out),
             part(WeightPart::Bias, DType::I32, out),
         ]
     }

@@ -44,14 +44,13 @@ impl CpuOptions {
 
     /// How weights of a graph are kept.
     pub(super) fn layout(self, traits: Traits<'_>) -> Layout {
-        let widens = self.prepack && !traits.convolves && (traits.layout != Layout::Packed || adds_wide());
-        if widens { Layout::Widened } else { traits.layout }
+        if self.prepack && !traits.convolves { Layout::Widened } else { traits.layout }
     }
 }
 
 /// Whether products of bytes are added in 32 bits. Where the processor lacks VNNI, ONNX Runtime adds pairs of them in sixteen, which
 /// saturate, unless an optimizer of its extended level (`Avx2WeightS8ToU8Transformer`) finds [`EXACT`] and makes the weights `uint8`.
-fn adds_wide() -> bool {
+pub(super) fn adds_wide() -> bool {
     #[cfg(target_arch = "x86_64")]
     return is_x86_feature_detected!("avx512vnni") || is_x86_feature_detected!("avxvnni");
     #[cfg(not(target_arch = "x86_64"))]
@@ -70,16 +69,25 @@ const ALL_BUT_FOLDING: &str = "Level1_RuleBasedTransformer;CommonSubexpressionEl
     GatherSliceToSplitFusion;GatherToSliceFusion;GeluFusionL1;LayerNormFusionL1;MatMulAddFusion;PropagateCastOps;\
     QDQPropagationTransformer;ReshapeFusion;RocmBlasAltImpl;TransposeOptimizer;WeightBiasQuantization;WhereDummyDq";
 
+/// Every optimizer of the extended level of ONNX Runtime 1.31 but the one that makes products of bytes exact.
+const ALL_BUT_EXACT: &str = "AttentionFusion;BiasDropoutFusion;BiasGeluFusion;BiasSkipLayerNormFusion;BiasSoftmaxFusion;\
+    ConvActivationFusion;DQMatMulNBitsFusion;DynamicQuantizeMatMulFusion;EmbedLayerNormFusion;FastGeluFusion;GeluFusionL2;\
+    GemmActivationFusion;GqaValueLayoutTransformer;GroupQueryAttentionFusion;GroupQueryAttentionPreNormFusion;LayerNormFusionL2;\
+    Level2_RuleBasedTransformer;MatMulActivationFusion;MatMulIntegerToFloatFusion;MatMulNBitsFusion;MatMulNBitsMlpFusion;\
+    MatMulNBitsQkvFusion;MatMulScaleFusion;MatmulTransposeFusion;QDQFinalCleanupTransformer;QDQS8ToU8Transformer;\
+    QDQSelectorActionTransformer;QuickGeluFusion;SimplifiedLayerNormFusion;SkipLayerNormFusion;SliceConcatToSpaceToDepthFusion";
+
 /// The level at which what keeps weights so, and multiplies them exactly, is found.
-pub(super) fn optimization(layout: Layout) -> GraphOptimizationLevel {
+pub(super) fn optimization(layout: Layout, on_cpu: bool) -> GraphOptimizationLevel {
     match layout {
+        _ if on_cpu && !adds_wide() => GraphOptimizationLevel::Level2,
         Layout::Widened => GraphOptimizationLevel::Level1,
-        Layout::Packed if !adds_wide() => GraphOptimizationLevel::Level2,
         Layout::Packed | Layout::Mapped => GraphOptimizationLevel::Disable,
     }
 }
 
-/// The optimizers of that level that are not wanted.
-pub(super) fn disabled(layout: Layout) -> &'static str {
-    if layout == Layout::Widened { ALL_BUT_FOLDING } else { COPYING }
+/// The optimizers of all levels that are not wanted.
+pub(super) fn disabled(layout: Layout) -> String {
+    let folding = if layout == Layout::Widened { "" } else { COPYING };
+    [ALL_BUT_FOLDING, ALL_BUT_EXACT, folding].join(";")
 }

@@ -3,9 +3,10 @@
 //! The device holds the weights of the blocks that are kept and of one block more. A thread reads the next block's while one runs; files
 //! that the system has in its cache are read at the speed of memory.
 
+mod raised;
 mod reader;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::time::Duration;
 
@@ -14,7 +15,8 @@ use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use ort::value::{DynTensor, DynValue, Tensor};
 
 use super::session::Place;
-use super::{Input, Layout, Outputs, Runtime, RuntimeError, Session, Traits};
+use super::{Input, Layout, Outputs, Runtime, RuntimeError, Session, Traits, cpu};
+use raised::raised;
 use reader::Reader;
 
 /// A loaded graph whose weights are streamed.
@@ -40,9 +42,14 @@ impl Runtime {
         let folder = path.parent().unwrap_or(Path::new(""));
         let folder = std::path::absolute(folder).map_err(|e| failed(e.to_string()))?;
         let traits = Traits { fixed: Traits::of(model, Layout::Mapped).fixed, ..Traits::default() };
+        let (model, raised) = if self.setup.cuda().is_none() && !cpu::adds_wide() {
+            raised(model, kept)
+        } else {
+            (model.clone(), HashSet::new())
+        };
         let mut kinds: HashMap<Vec<u8>, usize> = HashMap::new();
         let (mut sessions, mut pieces) = (vec![], vec![]);
-        for mut piece in onnx::cut(model, kept).map_err(|e| failed(e.to_string()))? {
+        for mut piece in onnx::cut(&model, kept).map_err(|e| failed(e.to_string()))? {
             let bytes = std::mem::take(&mut piece.bytes);
             if !kinds.contains_key(&bytes) {
                 sessions.push(self.load_piece(path, &bytes, &folder, traits)?);
@@ -51,7 +58,7 @@ impl Runtime {
             pieces.push((session, piece));
         }
         let Some(first) = sessions.first() else { return Err(failed("expected a graph, found an empty one".into())) };
-        let reader = Reader::start(&folder, pieces.iter().map(|(_, piece)| piece)).map_err(failed)?;
+        let reader = Reader::start(&folder, pieces.iter().map(|(_, piece)| piece), &raised).map_err(failed)?;
         let outputs = model.outputs.iter().map(|port| port.name.clone()).collect();
         Ok(Streamed { place: first.place.clone(), sessions, pieces, outputs, reader })
     }

@@ -1,5 +1,6 @@
 //! Weights of one block after the other, read ahead.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
@@ -13,6 +14,7 @@ use half::{bf16, f16};
 use ort::memory::Allocator;
 use ort::value::{DynTensor, TensorElementType};
 
+use super::raised::raise;
 use crate::runtime::error::line;
 
 /// Reads the weights of one block after the other, and then again those of the first.
@@ -23,12 +25,16 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    /// Read the weights of those `pieces` that are streamed; files are in `folder`.
-    pub fn start<'a>(folder: &Path, pieces: impl IntoIterator<Item = &'a Piece>) -> Result<Self, String> {
+    /// Read the weights of those `pieces` that are streamed, and raise those of these names; files are in `folder`.
+    pub fn start<'a>(
+        folder: &Path,
+        pieces: impl IntoIterator<Item = &'a Piece>,
+        raised: &HashSet<String>,
+    ) -> Result<Self, String> {
         let mut files = Files { folder: folder.into(), names: vec![], open: vec![] };
         let blocks = pieces.into_iter().filter_map(|piece| Some((piece.streamed?, piece))).map(|(block, piece)| {
             let weights = piece.inputs.iter().filter_map(|(_, feed)| match feed {
-                Feed::Weight(weight) => Some(files.source(weight)),
+                Feed::Weight(weight) => Some(files.source(weight, raised.contains(&weight.name))),
                 Feed::Value(_) => None,
             });
             Ok((block, weights.collect::<Result<Vec<_>, String>>()?))
@@ -78,6 +84,7 @@ struct Source {
     element: TensorElementType,
     shape: Vec<usize>,
     at: At,
+    is_raised: bool,
 }
 
 enum At {
@@ -94,7 +101,7 @@ struct Files {
 }
 
 impl Files {
-    fn source(&mut self, weight: &Initializer) -> Result<Source, String> {
+    fn source(&mut self, weight: &Initializer, is_raised: bool) -> Result<Source, String> {
         let Initializer { name, dtype, shape, placement } = weight;
         let wrong = || format!("`{name}`: expected a weight of a type that can be streamed, found {dtype}");
         let element = element(*dtype).ok_or_else(wrong)?;
@@ -102,7 +109,7 @@ impl Files {
             Placement::Inline(bytes) => At::Memory(bytes.clone()),
             Placement::External { location, offset, .. } => At::File(self.number(location)?, *offset),
         };
-        Ok(Source { dtype: *dtype, element, shape: shape.clone(), at })
+        Ok(Source { dtype: *dtype, element, shape: shape.clone(), at, is_raised })
     }
 
     fn number(&mut self, name: &str) -> Result<usize, String> {
@@ -135,6 +142,9 @@ impl Source {
             At::Memory(numbers) => return Err(format!("expected {} bytes, found {}", bytes.len(), numbers.len())),
             At::File(file, offset) => read_exact_at(&files.open[*file], bytes, *offset)
                 .map_err(|e| format!("`{}`: {} bytes from {offset} on: {e}", files.names[*file], bytes.len()))?,
+        }
+        if self.is_raised {
+            raise(bytes);
         }
         Ok(tensor)
     }
@@ -194,7 +204,7 @@ mod tests {
         let numbers: Vec<u8> = (0..16_u8).flat_map(|n| f16::from(n).to_le_bytes()).collect();
         std::fs::write(place.join("weights"), numbers).expect("a file");
         let pieces = [2, 3, 5].map(piece);
-        let reader = Reader::start(&place, &pieces).expect("sound pieces");
+        let reader = Reader::start(&place, &pieces, &HashSet::new()).expect("sound pieces");
         for block in [2_u8, 3, 5, 2, 3, 2, 5, 3] {
             let weights = reader.take(block.into()).expect("its weights");
             let [float, bytes] = &weights[..] else { panic!("two weights") };
@@ -212,7 +222,7 @@ mod tests {
         if let Feed::Weight(weight) = &mut wrong[0].inputs[1].1 {
             weight.dtype = DType::I64;
         }
-        let said = Reader::start(&place, &wrong).err().expect("an error");
+        let said = Reader::start(&place, &wrong, &HashSet::new()).err().expect("an error");
         assert_eq!(said, "`w`: expected a weight of a type that can be streamed, found i64");
     }
 }

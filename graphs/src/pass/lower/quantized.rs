@@ -144,10 +144,9 @@ pub(super) fn convolution<'g>(
     shape: &[Dim],
     out: &'g Graph,
 ) -> Value<'g> {
-    let &[x, weight, scales, bias] = inputs else { unreachable!("a quantized convolution reads four tensors") };
+    let &[x, weight, scales, zeros, bias] = inputs else { unreachable!("a quantized convolution reads five tensors") };
     let ([step, zero], [step_made, zero_made]) = (constants(layer.reads, out), constants(layer.makes, out));
-    let middle = out.constant(Constant { dtype: DType::I8, shape: vec![], bytes: vec![0] });
-    let parameters = [step, zero].map(Some).into_iter().chain([weight, scales, Some(middle)]);
+    let parameters = [step, zero].map(Some).into_iter().chain([weight, scales, zeros]);
     let inputs: Vec<_> = [x].into_iter().chain(parameters).chain([Some(step_made), Some(zero_made), bias]).collect();
     let to = Type::new(DType::U8, shape.to_vec());
     let made = emit("", "QLinearConv", 10, conv_attributes(&layer.strides, &layer.pads), &inputs, vec![to], out)[0];
