@@ -1,8 +1,10 @@
 //! What numbers do: how far two runs differ, and weights and activations in few bits.
 
 pub mod attend;
+pub mod balance;
 pub mod compensate;
 pub mod convs;
+mod descend;
 pub mod float8;
 pub mod histogram;
 pub mod islands;

@@ -8,6 +8,7 @@ use cogvx_graphs::op::Op;
 use cogvx_graphs::pass::Target;
 use cogvx_graphs::quantized::LinearForm;
 
+use crate::balance::Balance;
 use crate::convs::Convolution;
 use crate::table::{Table, TableError};
 
@@ -67,18 +68,20 @@ pub struct Layer {
     pub form: LinearForm,
     /// How many features come out and go in.
     pub features: [usize; 2],
-    /// What each column of the weight is multiplied by; empty for ones. What makes the features divides them by it.
-    pub columns: Vec<f32>,
-    /// Where in a calibration table it is told what the layer reads, before `columns` divide it.
+    /// What is done to the features where they are made; columns of the weight are multiplied by the factors.
+    pub balance: Balance,
+    /// Where in a calibration table it is told what the layer reads, before it is balanced.
     pub place: Option<String>,
     /// What each row of the weight, and the bias, is multiplied by; empty for ones.
     pub rows: Vec<f32>,
+    /// What is added to the bias before `rows` multiply it; empty for zeros.
+    pub bias: Vec<f32>,
 }
 
 impl Layer {
     /// Multiply row `index` of the weight by the layer's factors.
     pub fn scale_row(&self, index: usize, row: &mut [f32]) {
-        row.iter_mut().zip(&self.columns).for_each(|(x, s)| *x *= s);
+        row.iter_mut().zip(&self.balance.factors).for_each(|(x, s)| *x *= s);
         if let Some(factor) = self.rows.get(index) {
             for x in row {
                 *x *= factor;
@@ -94,8 +97,8 @@ pub struct Plan {
     pub target: Target,
     /// By the name of the weight.
     pub layers: BTreeMap<String, Layer>,
-    /// What scale and shift of a norm are multiplied by, by the value the norm makes.
-    pub norms: BTreeMap<usize, Vec<f32>>,
+    /// What is done to what norms make, by the value.
+    pub norms: BTreeMap<usize, Balance>,
     /// Convolutions by the name of the weight; none unless [`crate::convs::find`] is asked for them.
     pub convs: BTreeMap<String, Convolution>,
 }
@@ -119,14 +122,21 @@ impl Plan {
                     Layer {
                         form: form(scheme, target, features[1]),
                         features,
-                        columns: vec![],
+                        balance: Balance::default(),
                         place: None,
                         rows: vec![],
+                        bias: vec![],
                     },
                 );
             }
         }
-        Self { target, layers, norms: BTreeMap::new(), convs: BTreeMap::new() }
+        Self { layers, ..Self::none(target) }
+    }
+
+    /// Nothing is quantized.
+    #[must_use]
+    pub const fn none(target: Target) -> Self {
+        Self { target, layers: BTreeMap::new(), norms: BTreeMap::new(), convs: BTreeMap::new() }
     }
 
     /// Find the place of each layer, of a `component`, in `table`, which was read from `path`.

@@ -8,6 +8,7 @@ use cogvx_graphs::pass::Pass;
 use cogvx_graphs::quantized::{Bytes, PartType, QuantizedConv, QuantizedLinear};
 use cogvx_graphs::{DType, Value};
 
+use crate::balance::Balance;
 use crate::convs::moved;
 use crate::plan::Plan;
 
@@ -50,6 +51,20 @@ impl<'a> Quantize<'a> {
     }
 }
 
+/// A norm that makes what `balance` says: of scale `s`, shift `b`, offsets `o` and factors `f` the scale is `s / f` and the shift
+/// `(b - o) / f`.
+fn balanced<'g>(node: &Node, balance: &Balance, inputs: &[Option<Value<'g>>], out: &'g Graph) -> Vec<Value<'g>> {
+    let constant = |numbers: &[f32]| out.floats(&[numbers.len()], numbers);
+    let inverse = constant(&balance.inverse());
+    let scale = inputs.get(1).copied().flatten().map(|scale| scale * inverse);
+    let shift = inputs.get(2).copied().flatten().map(|shift| {
+        let shift = if balance.offsets.is_empty() { shift } else { shift - constant(&balance.offsets) };
+        shift * inverse
+    });
+    let inputs = [inputs[0], scale, shift].map(|input| input.map(Value::id));
+    out.add(node.op.clone(), &inputs[..node.inputs.len()])
+}
+
 /// One tensor of a quantized weight.
 fn weight_part(weight: &Weight, part: PartType, out: &Graph) -> usize {
     let weight = Weight { name: weight.name.clone(), part: part.part, stored: part.dtype, shape: part.shape };
@@ -67,11 +82,8 @@ impl Pass for Quantize<'_> {
     }
 
     fn rewrite<'g>(&mut self, node: &Node, inputs: &[Option<Value<'g>>], out: &'g Graph) -> Option<Vec<Value<'g>>> {
-        if let Some(factors) = self.plan.norms.get(&node.outputs[0]) {
-            let factors = out.floats(&[factors.len()], factors);
-            let parameters = inputs[1..].iter().map(|p| p.map(|p| (p * factors).id()));
-            let inputs: Vec<_> = [inputs[0].map(Value::id)].into_iter().chain(parameters).collect();
-            return Some(out.add(node.op.clone(), &inputs));
+        if let Some(balance) = self.plan.norms.get(&node.outputs[0]) {
+            return Some(balanced(node, balance, inputs, out));
         }
         if let Some(&bytes) = self.moved.get(&node.outputs[0]) {
             let inputs: Vec<_> = inputs.iter().map(|x| x.map(|x| self.bytes_of(x, bytes, out))).collect();
@@ -84,9 +96,10 @@ impl Pass for Quantize<'_> {
         let layer = self.plan.layers.get(&weight.name).filter(|_| weight.part == WeightPart::Whole)?;
         let parts = layer.form.tensors(self.plan.target, layer.features);
         let parts = parts.into_iter().map(|part| Some(weight_part(&weight, part, out)));
-        let bias = inputs.get(2).copied().flatten().map(|bias| match &layer.rows[..] {
-            [] => Some(bias.id()),
-            rows => Some((bias * out.floats(&[rows.len()], rows)).id()),
+        let constant = |numbers: &[f32]| (!numbers.is_empty()).then(|| out.floats(&[numbers.len()], numbers));
+        let bias = inputs.get(2).copied().flatten().map(|bias| {
+            let bias = constant(&layer.bias).map_or(bias, |more| bias + more);
+            Some(constant(&layer.rows).map_or(bias, |factors| bias * factors).id())
         });
         let inputs: Vec<_> = [Some(inputs[0]?.id())].into_iter().chain(parts).chain(bias).collect();
         let op = Op::QuantizedLinear(QuantizedLinear { features: layer.features, form: layer.form });

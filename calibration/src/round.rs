@@ -336,7 +336,7 @@ fn pack(values: &[u8], bits: u8, out: &mut Vec<u8>) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// Uneven numbers of both signs, the same each time.

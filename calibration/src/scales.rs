@@ -3,6 +3,7 @@
 use cogvx_graphs::pass::Target;
 use cogvx_graphs::quantized::LinearForm;
 
+use crate::balance::Balance;
 use crate::float8;
 use crate::histogram::{Clip, Histogram};
 use crate::round::step;
@@ -13,14 +14,13 @@ const LEVELS: usize = 127;
 /// The value that stands for zero where values are symmetric.
 const MIDDLE: u8 = 128;
 
-/// `form` with the scale for what was seen at `place`, each feature divided by its factor (none: by 1). Forms without such a
-/// scale are returned as they are.
+/// `form` with the scale for what was seen at `place`, balanced. Forms without such a scale are returned as they are.
 #[must_use]
-pub fn settled(form: LinearForm, target: Target, place: &Place, factors: &[f32], method: Clip) -> LinearForm {
+pub fn settled(form: LinearForm, target: Target, place: &Place, balance: &Balance, method: Clip) -> LinearForm {
     match form {
         LinearForm::PerToken | LinearForm::Blocks { .. } => form,
         LinearForm::PerTensor { .. } => {
-            let (least, greatest, share) = range(place, factors, method);
+            let (least, greatest, share) = range(place, balance, method);
             if target == Target::TensorRt {
                 let scale = step(least.abs().max(greatest) * share, 127.0);
                 return LinearForm::PerTensor { scale, zero_point: MIDDLE };
@@ -32,26 +32,23 @@ pub fn settled(form: LinearForm, target: Target, place: &Place, factors: &[f32],
         }
         LinearForm::Float8 { .. } => {
             // Small numbers keep their precision: nothing need be cut off.
-            let (least, greatest, _) = range(place, factors, Clip::MinMax);
+            let (least, greatest, _) = range(place, balance, Clip::MinMax);
             LinearForm::Float8 { scale: step(least.abs().max(greatest), float8::MOST) }
         }
     }
 }
 
 /// The least and greatest number, zero between them, and the share of them that is to be reached.
-fn range(place: &Place, factors: &[f32], method: Clip) -> (f32, f32, f32) {
-    let divided = |row: &[f32]| -> Vec<f32> {
-        row.iter().enumerate().map(|(i, x)| x / factors.get(i).copied().unwrap_or(1.0)).collect()
-    };
+fn range(place: &Place, balance: &Balance, method: Clip) -> (f32, f32, f32) {
     let (mut least, mut greatest, mut histogram) = (0.0_f32, 0.0_f32, Histogram::default());
     for row in place.least.iter().chain(&place.greatest) {
-        for x in divided(row) {
+        for x in balance.of(row, place.width) {
             (least, greatest) = (least.min(x), greatest.max(x));
         }
     }
     // So that no bin need be widened.
     histogram.add(&[least, greatest]);
-    place.rows.chunks_exact(place.width.max(1)).for_each(|row| histogram.add(&divided(row)));
+    histogram.add(&balance.of(&place.rows, place.width));
     let largest = least.abs().max(greatest);
     let share = if largest > 0.0 { (histogram.clip(method, LEVELS) / largest).clamp(0.0, 1.0) } else { 1.0 };
     (least, greatest, share)
@@ -73,13 +70,15 @@ mod tests {
     #[test]
     fn values_reach_from_the_least_to_the_greatest_number() {
         let form = LinearForm::PerTensor { scale: 0.0, zero_point: 0 };
-        let LinearForm::PerTensor { scale, zero_point } = settled(form, Target::Cpu, &place(), &[], Clip::MinMax)
+        let LinearForm::PerTensor { scale, zero_point } =
+            settled(form, Target::Cpu, &place(), &Balance::default(), Clip::MinMax)
         else {
             panic!("another form")
         };
         assert!((scale - 40.0 / 255.0).abs() < 1e-3 && zero_point == 64, "{scale} {zero_point}");
         // Symmetric for TensorRT.
-        let LinearForm::PerTensor { scale, zero_point } = settled(form, Target::TensorRt, &place(), &[], Clip::MinMax)
+        let LinearForm::PerTensor { scale, zero_point } =
+            settled(form, Target::TensorRt, &place(), &Balance::default(), Clip::MinMax)
         else {
             panic!("another form")
         };
@@ -89,9 +88,12 @@ mod tests {
     #[test]
     fn factors_and_clips_narrow_the_range() {
         let form = LinearForm::PerTensor { scale: 0.0, zero_point: 0 };
-        let scale = |factors: &[f32], method| match settled(form, Target::TensorRt, &place(), factors, method) {
-            LinearForm::PerTensor { scale, .. } => scale,
-            _ => panic!("another form"),
+        let scale = |factors: &[f32], method| {
+            let balance = Balance { factors: factors.to_vec(), ..Balance::default() };
+            match settled(form, Target::TensorRt, &place(), &balance, method) {
+                LinearForm::PerTensor { scale, .. } => scale,
+                _ => panic!("another form"),
+            }
         };
         assert!((scale(&[10.0, 5.0], Clip::MinMax) - 3.0 / 127.0).abs() < 1e-3);
         for method in [Clip::Percentile(0.999), Clip::Entropy] {

@@ -24,6 +24,7 @@ use cogvx_graphs::weights::WeightsError;
 use cogvx_graphs::{DType, Weights};
 use serde::{Deserialize, Serialize};
 
+use crate::balance::Balance;
 use crate::histogram::{BINS, Histogram};
 use read::read_place;
 
@@ -131,11 +132,13 @@ pub struct Table {
 }
 
 impl Place {
-    /// The largest magnitude of each feature over all steps.
+    /// The largest magnitude of each feature over all steps, less its offset (none: 0).
     #[must_use]
-    pub fn magnitudes(&self) -> Vec<f32> {
+    pub fn magnitudes(&self, offsets: &[f32]) -> Vec<f32> {
         let mut largest = vec![0.0_f32; self.width];
+        let balance = Balance { offsets: offsets.to_vec(), factors: vec![] };
         for row in self.least.iter().chain(&self.greatest) {
+            let row = balance.of(row, self.width);
             largest.iter_mut().zip(row).for_each(|(largest, x)| *largest = largest.max(x.abs()));
         }
         largest

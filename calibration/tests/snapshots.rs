@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fmt::Write as _;
 
+use cogvx_calibration::balance::Balance;
 use cogvx_calibration::convs;
 use cogvx_calibration::histogram::Clip;
 use cogvx_calibration::islands::Islands;
@@ -18,6 +19,7 @@ use cogvx_calibration::smooth::smooth;
 use cogvx_calibration::table::{Place, Table};
 use cogvx_graphs::config::VaeConfig;
 use cogvx_graphs::model::vae::{self, Part};
+use cogvx_graphs::pass::fuse::fuse;
 use cogvx_graphs::pass::{self, Lower, Precision, Target};
 use cogvx_graphs::{BuildError, DType, Dim, Graph, VideoDims, Weights};
 use insta::assert_snapshot;
@@ -72,10 +74,21 @@ fn every_scheme_on_every_target_that_has_kernels_for_it() {
         for scheme in Scheme::ALL.into_iter().filter(|scheme| scheme.runs_on(target)) {
             let mut plan = Plan::new(&graph, scheme, target);
             for layer in plan.layers.values_mut() {
-                layer.form = settled(layer.form, target, &place(layer.features[1]), &[], Clip::MinMax);
+                layer.form = settled(layer.form, target, &place(layer.features[1]), &Balance::default(), Clip::MinMax);
             }
             assert_snapshot!(format!("{}_on_{name}", scheme.name()), block(&lowered(&graph, &plan, compute)));
         }
+    }
+}
+
+#[test]
+fn what_cogvx_has_kernels_for_becomes_its_operators() {
+    let graph = built(transformer);
+    let float = Plan::none(Target::Cpu);
+    let int8 = Plan::new(&graph, Scheme::Int8, Target::Cpu);
+    for (name, plan) in [("float", float), ("int8", int8)] {
+        let fused = fuse(&lowered(&graph, &plan, DType::F32)).unwrap_or_else(|problems| panic!("{problems:?}"));
+        assert_snapshot!(format!("{name}_of_own_kernels"), block(&fused.expect("something to fuse")));
     }
 }
 
@@ -105,9 +118,7 @@ fn what_float16_does_not_hold_is_an_island_of_float32() {
             "transformer/transformer_blocks.0.ff.net.0.proj/Linear 100000"
         ]
     );
-    let plan =
-        Plan { target: Target::TensorRt, layers: BTreeMap::new(), convs: BTreeMap::new(), norms: BTreeMap::new() };
-    assert_snapshot!("fp32_islands", block(&lowered(&wide, &plan, DType::F16)));
+    assert_snapshot!("fp32_islands", block(&lowered(&wide, &Plan::none(Target::TensorRt), DType::F16)));
 }
 
 #[test]
@@ -130,7 +141,8 @@ fn factors_are_folded_into_norms_and_rows_before() {
     // What is multiplied where; the factors themselves are the search's.
     let folded = plan.layers.iter().map(|(name, layer)| {
         let of = |factors: &[f32]| if factors.is_empty() { "none".to_string() } else { factors.len().to_string() };
-        format!("{name}: {} columns, {} rows\n", of(&layer.columns), of(&layer.rows))
+        let [offsets, columns, rows] = [&layer.balance.offsets, &layer.balance.factors, &layer.rows].map(|f| of(f));
+        format!("{name}: {offsets} offsets, {columns} columns, {rows} rows\n")
     });
     let folded: String = folded.collect();
     assert_snapshot!("factors_folded", folded + &block(&lowered(&graph, &plan, DType::F32)));

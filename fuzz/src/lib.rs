@@ -11,6 +11,7 @@ use cogvx::export::lora_scaling;
 use cogvx::pipeline::RunState;
 use cogvx::scheduler::{Kind, Sampler, SchedulerConfig};
 use cogvx::tokenizer::Tokenizer;
+use cogvx_calibration::balance::Balance;
 use cogvx_calibration::histogram::Clip;
 use cogvx_calibration::scales::settled;
 use cogvx_calibration::table::Table;
@@ -191,10 +192,11 @@ pub fn table(data: &[u8]) -> bool {
     let Ok(mut table) = Table::from_memory(file, bytes) else { return false };
     for place in table.places.values() {
         assert!(place.least.len() == table.ranges && place.greatest.len() == table.ranges && place.width > 0);
-        assert!(place.magnitudes().iter().any(|&x| x > 0.0) && place.rows.len().is_multiple_of(place.width));
+        assert!(place.magnitudes(&[]).iter().any(|&x| x > 0.0) && place.rows.len().is_multiple_of(place.width));
         for clip in [Clip::MinMax, Clip::Percentile(0.9999), Clip::Mse] {
             let form = LinearForm::PerTensor { scale: 0.0, zero_point: 0 };
-            let LinearForm::PerTensor { scale, .. } = settled(form, Target::Cpu, place, &[], clip) else {
+            let LinearForm::PerTensor { scale, .. } = settled(form, Target::Cpu, place, &Balance::default(), clip)
+            else {
                 unreachable!("the same form")
             };
             assert!(scale.is_normal() && scale > 0.0, "{scale}");

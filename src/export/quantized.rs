@@ -230,11 +230,7 @@ impl<'a> Quantized<'a> {
     /// By what the layer is known to read.
     fn compensation(&self, layer: &Layer) -> Option<Compensation> {
         let place = self.table?.places.get(layer.place.as_ref()?)?;
-        let mut sample = place.rows.clone();
-        for row in sample.chunks_exact_mut(place.width) {
-            row.iter_mut().zip(&layer.columns).for_each(|(x, s)| *x /= s);
-        }
-        Compensation::new(&sample, place.width)
+        Compensation::new(&layer.balance.of(&place.rows, place.width), place.width)
     }
 
     /// `count` rows from row `first` on.
