@@ -2,32 +2,9 @@
 
 #![allow(clippy::cast_precision_loss)]
 
-use cogvx_kernels::Threads;
+use cogvx_kernels::Scoped;
 use cogvx_kernels::attention::{Attention, HeadNorm};
-use std::{
-    sync::atomic::{AtomicUsize, Ordering::Relaxed},
-    time::Instant,
-};
-
-/// Threads that are started for each run.
-struct Scoped(usize);
-
-impl Threads for Scoped {
-    fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
-        let next = AtomicUsize::new(0);
-        let work = || {
-            std::iter::repeat_with(|| next.fetch_add(1, Relaxed)).take_while(|number| *number < tasks).for_each(task);
-        };
-        std::thread::scope(|scope| {
-            (1..self.0).for_each(|_| drop(scope.spawn(work)));
-            work();
-        });
-    }
-
-    fn count(&self) -> usize {
-        self.0
-    }
-}
+use std::time::Instant;
 
 fn main() {
     let threads = Scoped(std::env::args().nth(1).map_or(1, |count| count.parse().expect("a number of threads")));

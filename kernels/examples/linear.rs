@@ -1,41 +1,11 @@
 //! How fast the linear layer is, with fp16 weights:
 //! `cargo run --release -p cogvx-kernels --example linear [THREADS]`.
 
-use std::{
-    sync::atomic::{AtomicUsize, Ordering},
-    time::Instant,
-};
+use std::time::Instant;
 
-use cogvx_kernels::Threads;
+use cogvx_kernels::Scoped;
 use cogvx_kernels::linear::{Linear, Weights};
 use half::f16;
-
-/// Threads of this example, each of which takes the next task that is left.
-struct Scoped(usize);
-
-impl Threads for Scoped {
-    fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
-        let next = AtomicUsize::new(0);
-        let work = || {
-            loop {
-                match next.fetch_add(1, Ordering::Relaxed) {
-                    number if number < tasks => task(number),
-                    _ => break,
-                }
-            }
-        };
-        std::thread::scope(|scope| {
-            for _ in 1..self.0 {
-                scope.spawn(work);
-            }
-            work();
-        });
-    }
-
-    fn count(&self) -> usize {
-        self.0
-    }
-}
 
 fn main() {
     let threads = Scoped(std::env::args().nth(1).map_or(1, |count| count.parse().expect("a number of threads")));

@@ -15,7 +15,7 @@ pub mod threads;
 #[cfg(target_arch = "x86_64")]
 mod transpose;
 
-pub use threads::{Serial, Threads};
+pub use threads::{Scoped, Serial, Threads};
 
 /// Whether the processor has the vectors that these kernels were measured to pay with: AVX-512.
 #[must_use]

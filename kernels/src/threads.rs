@@ -1,5 +1,6 @@
 //! How work is shared among threads, whoever has them.
 
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 
 /// Runs tasks that do not depend on each other.
@@ -21,6 +22,26 @@ impl Threads for Serial {
 
     fn count(&self) -> usize {
         1
+    }
+}
+
+/// So many threads, the one that asks and others that are started for each run; each takes the next task that is left.
+pub struct Scoped(pub usize);
+
+impl Threads for Scoped {
+    fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        let next = AtomicUsize::new(0);
+        let work = || {
+            std::iter::repeat_with(|| next.fetch_add(1, Relaxed)).take_while(|number| *number < tasks).for_each(task);
+        };
+        std::thread::scope(|scope| {
+            (1..self.0).for_each(|_| drop(scope.spawn(work)));
+            work();
+        });
+    }
+
+    fn count(&self) -> usize {
+        self.0
     }
 }
 

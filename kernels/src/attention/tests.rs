@@ -1,26 +1,6 @@
 use super::{Attention, HeadNorm};
-use crate::threads::{Serial, Threads};
+use crate::threads::{Scoped, Serial, Threads};
 use pulp::Arch;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-
-struct Two;
-
-impl Threads for Two {
-    fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
-        let next = AtomicUsize::new(0);
-        let work = || {
-            std::iter::repeat_with(|| next.fetch_add(1, Relaxed)).take_while(|number| *number < tasks).for_each(task);
-        };
-        std::thread::scope(|scope| {
-            scope.spawn(work);
-            work();
-        });
-    }
-
-    fn count(&self) -> usize {
-        2
-    }
-}
 
 fn archs() -> Vec<Arch> {
     let mut archs = vec![Arch::new(), Arch::Scalar];
@@ -87,7 +67,7 @@ fn difference(attention: &Attention, batch: usize, [q, k, v]: [&[f32]; 3]) -> f6
     let expected = formula(attention, batch, q, k, v);
     let mut largest = 0.0;
     for arch in archs() {
-        for threads in [&Serial as &dyn Threads, &Two] {
+        for threads in [&Serial as &dyn Threads, &Scoped(2)] {
             let mut y = vec![f32::NAN; q.len()];
             attention.run_on(arch, batch, q, k, v, &mut y, threads);
             for (y, expected) in y.iter().zip(&expected) {

@@ -2,24 +2,7 @@ use half::{bf16, f16};
 use pulp::Arch;
 
 use super::{Linear, Weights, feed_forward};
-use crate::{Serial, Threads};
-
-/// Two threads, of which each takes every second task.
-struct Two;
-
-impl Threads for Two {
-    fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
-        std::thread::scope(|scope| {
-            for first in 0..2 {
-                scope.spawn(move || (first..tasks).step_by(2).for_each(task));
-            }
-        });
-    }
-
-    fn count(&self) -> usize {
-        2
-    }
-}
+use crate::{Scoped, Serial, Threads};
 
 fn random(count: usize, mut seed: u64) -> Vec<f32> {
     let mut next = || {
@@ -73,7 +56,7 @@ fn is_a_product_with_any_rows_on_any_processor() {
                 let bias = random(features[0], 7);
                 let layer = Linear { weight: Weights::F32(&weight), bias: Some(&bias), features, gelu: rows == 9 };
                 check(arch, &layer, &weight, rows, &Serial);
-                check(arch, &Linear { bias: None, ..layer }, &weight, rows, &Two);
+                check(arch, &Linear { bias: None, ..layer }, &weight, rows, &Scoped(2));
             }
         }
     }
@@ -104,7 +87,7 @@ fn takes_many_features_and_outputs_piece_by_piece() {
         let bias = random(features[0], 7);
         let layer = Linear { weight: Weights::F32(&weight), bias: Some(&bias), features, gelu: true };
         check(Arch::new(), &layer, &weight, rows, &Serial);
-        check(Arch::new(), &layer, &weight, rows, &Two);
+        check(Arch::new(), &layer, &weight, rows, &Scoped(2));
     }
 }
 
