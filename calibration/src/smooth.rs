@@ -1,9 +1,9 @@
 //! Balancing activations and weights (`SmoothQuant`, Xiao et al. 2023; AWQ, Lin et al. 2024; Outlier Suppression+, Wei et al. 2023).
 //!
-//! A feature that is large in all tokens costs the others their resolution. Its mean is taken off, which the bias makes up for,
-//! it is divided by a factor and its column of the weight multiplied by it. Both are folded into what makes the features, so they
-//! cost nothing when the model runs: into the scale and shift of the norm before, or into the rows and bias of the linear layer
-//! before where only products and averages are between.
+//! A feature that is large in all tokens costs the others their resolution. It is divided by a factor and its column of the weight
+//! multiplied by it; where tokens are rounded one by one its mean is taken off before, which the bias makes up for. Both are folded
+//! into what makes the features, so they cost nothing when the model runs: into the scale and shift of the norm before, or into the
+//! rows and bias of the linear layer before where only products and averages are between.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +16,6 @@ use cogvx_graphs::quantized::LinearForm;
 use crate::balance::Balance;
 use crate::descend::{MOST, Readers, descend};
 use crate::histogram::Clip;
-use crate::islands::LARGEST;
 use crate::plan::{Layer, Plan};
 use crate::round::{restore, restore_features};
 use crate::scales::settled;
@@ -124,14 +123,9 @@ fn best(
     let none = loss(&Balance { factors: vec![1.0; width], offsets: vec![] });
     let judged = |balance: Balance| (loss(&balance), balance);
     let mut tried = vec![];
-    // Biases are added up in the precision of the graph.
-    let is_held = |offsets: &[f32]| {
-        let made = members.iter().flat_map(|(_, weight)| outputs(weight, offsets));
-        made.chain(offsets.iter().copied()).all(|x| x.abs() < LARGEST)
-    };
     // Where features are not rounded token by token, nothing was gained by more than strengths.
     let by_token = members.iter().all(|(layer, _)| layer.form == LinearForm::PerToken);
-    let means = (shifts && by_token).then(|| means(&place.rows, width)).filter(|means| is_held(means));
+    let means = (shifts && by_token).then(|| means(&place.rows, width));
     for offsets in [Some(vec![]), means].into_iter().flatten() {
         let magnitudes = place.magnitudes(&offsets);
         tried.extend(STRENGTHS.map(|strength| {
@@ -144,8 +138,8 @@ fn best(
         let weights: Vec<_> = samples.iter().flat_map(|(_, weight)| weight).copied().collect();
         let count = members.iter().map(|(layer, _)| layer.features[0]).sum();
         let readers = Readers { rows: &weights, squares: &squares, count };
-        let lower = Some(descend(&found.1, &place.rows, &readers)).filter(|lower| is_held(&lower.offsets));
-        found = least([Some(found), lower.map(judged)].into_iter().flatten().collect())?;
+        let lower = judged(descend(&found.1, &place.rows, &readers));
+        found = least(vec![found, lower])?;
     }
     (found.0 < none).then_some(found.1)
 }
