@@ -323,11 +323,12 @@ impl Blueprint {
             Target::TensorRt => (Freed::GivenBack, Device::Cuda),
         };
         let lowered = self.lowered(component, part)?;
-        let fused = if self.form.target == Target::Cpu && cpu.has_own_kernels() && !convolves {
-            in_graph(component, fuse(&lowered))?
-        } else {
-            None
-        };
+        let fused =
+            if self.form.target == Target::Cpu && cpu.has_own_kernels(self.form.quantize.is_some()) && !convolves {
+                in_graph(component, fuse(&lowered))?
+            } else {
+                None
+            };
         let graph = fused.as_ref().unwrap_or(&lowered);
         Ok(Cost::of(graph, &sizes, threads, Keep { weights, freed, device, blocks })?)
     }

@@ -325,7 +325,8 @@ impl Pipeline {
 
     /// The form of a component's graph that cogvx has kernels for, where these run it.
     fn for_own_kernels(&self, component: &'static str) -> Result<Option<Model>, PipelineError> {
-        let is_theirs = matches!(self.runtime.setup(), Setup::Cpu(options) if options.has_own_kernels());
+        let quantized = self.bundle.manifest().quantization.is_some();
+        let is_theirs = matches!(self.runtime.setup(), Setup::Cpu(options) if options.has_own_kernels(quantized));
         let file = format!("{component}/{KERNELS}");
         let is_there = || self.bundle.manifest().components.get(component).is_some_and(|c| c.has(&file));
         if !is_theirs || !is_there() {

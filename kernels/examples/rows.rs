@@ -5,7 +5,8 @@ use std::time::Instant;
 use cogvx_kernels::Serial;
 use cogvx_kernels::rows::{Added, Map, Out, Rescale, Rounding, Stream, join_norms, map_rows};
 
-const ROUNDING: Rounding = Rounding { zero: 128, both_sides: true, least: 1e-30, inverse: 1.0 / 127.0 };
+const ROUNDING: Rounding =
+    Rounding { zero: 128, both_sides: true, least: 1e-30, inverse: 1.0 / 127.0, differences: false };
 
 fn main() {
     let (text, video, width) = (226, 1280, 1920);
@@ -16,12 +17,12 @@ fn main() {
     let (mut next_text, mut next_video) = (of_text.clone(), of_video.clone());
     let mut floats = vec![0.0; rows * width];
     let of_rows = vec![0.5; rows];
-    let rescale = Some(Rescale { steps: &of_rows, bias: &one });
+    let rescale = Some(Rescale { steps: &of_rows, bias: &one, differences: false, excess: None });
     for _ in 0..5 {
         let since = Instant::now();
         map_rows(
             &x,
-            4 * width,
+            [1, 4 * width],
             rescale,
             Map::Gelu,
             Out::Bytes { values: &mut values, steps: &mut steps, rounding: ROUNDING },
@@ -31,7 +32,7 @@ fn main() {
         let since = Instant::now();
         map_rows(
             &x[..rows * width],
-            width,
+            [1, width],
             rescale.map(|r| Rescale { bias: &one[..width], ..r }),
             Map::Keep,
             Out::Floats(&mut floats),

@@ -17,11 +17,19 @@ mod transpose;
 
 pub use threads::{Scoped, Serial, Threads};
 
-/// Whether the processor has the vectors that these kernels were measured to pay with: AVX-512.
+/// Whether the processor has the vectors that these kernels were measured to pay with: AVX-512, and AVX2 for a model whose large
+/// products are quantized, which are not theirs.
 #[must_use]
-pub fn pays() -> bool {
+pub fn pays(quantized: bool) -> bool {
     #[cfg(target_arch = "x86_64")]
-    return matches!(pulp::Arch::new(), pulp::Arch::V4(_));
+    return match pulp::Arch::new() {
+        pulp::Arch::V4(_) => true,
+        pulp::Arch::V3(_) => quantized,
+        _ => false,
+    };
     #[cfg(not(target_arch = "x86_64"))]
-    return false;
+    {
+        _ = quantized;
+        false
+    }
 }

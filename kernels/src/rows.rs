@@ -1,12 +1,19 @@
 //! What is done to each row of a tensor between two products: norms, residuals, GELU, rounding to bytes. A row is read once, stays in a
 //! core's cache, and is written once.
+//!
+//! Guidance runs a transformer on two samples that are much alike and makes `c + (g - 1) (c - u)` of what it predicts for them, so the
+//! rounding of either counts several times. Where layers are linear, one sample can be rounded as what it [differs](Rounding::differences)
+//! from the other by: that is small, so its steps are, and the other's errors are in both.
+
+mod map;
+mod norms;
 
 use pulp::Simd;
 
-use crate::gelu::gelu;
-use crate::threads::{Threads, each};
+pub use map::{Map, map_rows};
+pub use norms::{Stream, join_norms};
 
-/// Rows that a task takes.
+/// Rows of each sample that a task takes.
 const ROWS: usize = 16;
 /// Added to a number below 2^22, it brings its whole part, rounded to even, into its last bits.
 const ROUNDING: f32 = 12_582_912.0;
@@ -22,7 +29,19 @@ pub struct Rounding {
     pub least: f32,
     /// A row's reach times this is its step.
     pub inverse: f32,
+    /// Whether all samples but the last become bytes as what they differ from it by, which is the same way for every row:
+    /// [`OF_DIFFERENCES`].
+    pub differences: bool,
 }
+
+/// How differences become bytes.
+pub const OF_DIFFERENCES: Rounding = Rounding {
+    zero: 128,
+    both_sides: true,
+    least: 127.0 * f32::MIN_POSITIVE,
+    inverse: 1.0 / 127.0,
+    differences: false,
+};
 
 /// What a product of bytes still lacks: each row times its step, and a bias.
 #[derive(Clone, Copy)]
@@ -31,20 +50,10 @@ pub struct Rescale<'a> {
     pub steps: &'a [f32],
     /// `[features]`.
     pub bias: &'a [f32],
-}
-
-/// A part of each sample's tokens, with its own modulation.
-pub struct Stream<'a> {
-    /// `[batch, tokens, width]`.
-    pub x: &'a [f32],
-    /// Tokens of a sample.
-    pub tokens: usize,
-    /// What the norm is multiplied by, `[width]`.
-    pub scale: &'a [f32],
-    /// What is added then, `[width]`.
-    pub shift: &'a [f32],
-    /// What the block's output is multiplied by before it is added to `x`, `[width]`.
-    pub gate: &'a [f32],
+    /// Whether all samples but the last lack the last, which they are differences from, instead of the bias.
+    pub differences: bool,
+    /// What products of differences are too great by, `[features]`, if the product took another byte for zero than they have.
+    pub excess: Option<&'a [f32]>,
 }
 
 /// What a block adds to its streams, as one sequence.
@@ -54,6 +63,25 @@ pub struct Added<'a> {
     pub y: &'a [f32],
     /// What `y` lacks, if it is a product of bytes.
     pub rescale: Option<Rescale<'a>>,
+}
+
+impl Added<'_> {
+    /// Row `number`, where `last` is that of the last sample: this is it, if `last` is still to come.
+    #[inline(always)]
+    fn row(&self, number: usize, last: Option<&[f32]>, to: &mut [f32]) {
+        let y = &self.y[number * to.len()..][..to.len()];
+        let Some(Rescale { steps, bias, differences, excess }) = self.rescale else { return to.copy_from_slice(y) };
+        let step = steps[number];
+        match last.filter(|_| differences) {
+            None => rescaled(y, step, bias, to),
+            Some(last) => {
+                rescaled(y, step, last, to);
+                for (to, excess) in to.iter_mut().zip(excess.unwrap_or_default()) {
+                    *to = (-step).mul_add(*excess, *to);
+                }
+            }
+        }
+    }
 }
 
 /// Where rows go, and as what.
@@ -71,33 +99,34 @@ pub enum Out<'a> {
     },
 }
 
-/// A piece of an [`Out`].
-enum Piece<'a> {
-    Floats(&'a mut [f32]),
-    Bytes(&'a mut [u8], &'a mut [f32], Rounding),
-}
-
-impl<'a> Out<'a> {
+impl Out<'_> {
     /// Pieces of so many rows.
-    fn pieces(self, rows: usize, width: usize) -> Vec<Piece<'a>> {
+    fn pieces(self, rows: usize, width: usize) -> Vec<Self> {
         match self {
-            Self::Floats(y) => y.chunks_mut(rows * width).map(Piece::Floats).collect(),
+            Self::Floats(y) => y.chunks_mut(rows * width).map(Self::Floats).collect(),
             Self::Bytes { values, steps, rounding } => {
                 let pieces = values.chunks_mut(rows * width).zip(steps.chunks_mut(rows));
-                pieces.map(|(values, steps)| Piece::Bytes(values, steps, rounding)).collect()
+                pieces.map(|(values, steps)| Self::Bytes { values, steps, rounding }).collect()
             }
         }
     }
-}
 
-impl Piece<'_> {
-    /// Row `number` of the piece is `row`.
+    /// Row `number` of the piece is `row`, where `last` is that of the last sample. It may be spoilt.
     #[inline(always)]
-    fn put<S: Simd>(&mut self, simd: S, number: usize, row: &[f32]) {
+    fn put<S: Simd>(&mut self, simd: S, number: usize, row: &mut [f32], last: Option<&[f32]>) {
         let at = number * row.len()..(number + 1) * row.len();
         match self {
             Self::Floats(y) => y[at].copy_from_slice(row),
-            Self::Bytes(values, steps, rounding) => steps[number] = round(simd, row, *rounding, &mut values[at]),
+            Self::Bytes { values, steps, rounding } => {
+                let mut rounding = *rounding;
+                if let Some(last) = last.filter(|_| rounding.differences) {
+                    for (x, last) in row.iter_mut().zip(last) {
+                        *x -= last;
+                    }
+                    rounding = OF_DIFFERENCES;
+                }
+                steps[number] = round(simd, row, rounding, &mut values[at]);
+            }
         }
     }
 }
@@ -132,38 +161,6 @@ fn round<S: Simd>(simd: S, x: &[f32], rounding: Rounding, bytes: &mut [u8]) -> f
     step
 }
 
-/// Sum of a row, or of the squares of what its numbers are above `mean`.
-#[inline(always)]
-fn sum<S: Simd>(simd: S, x: &[f32], mean: Option<f32>) -> f32 {
-    let (whole, rest) = S::as_simd_f32s(x);
-    let zero = simd.splat_f32s(0.0);
-    // Several sums, so that none waits for the one before.
-    let mut sums = [zero; 4];
-    let middle = simd.splat_f32s(mean.unwrap_or(0.0));
-    let (fours, few) = whole.as_chunks::<4>();
-    for four in fours.iter().map(|four| &four[..]).chain([few]) {
-        for (sum, &x) in sums.iter_mut().zip(four) {
-            let above = simd.sub_f32s(x, middle);
-            *sum = if mean.is_some() { simd.mul_add_f32s(above, above, *sum) } else { simd.add_f32s(*sum, x) };
-        }
-    }
-    let of_rest = rest.iter().map(|x| mean.map_or(*x, |mean| (x - mean) * (x - mean)));
-    sums.iter().map(|&sum| simd.reduce_sum_f32s(sum)).chain(of_rest).sum()
-}
-
-/// Layer norm of `row` in place, times `scale`, plus `shift`.
-#[inline(always)]
-#[allow(clippy::cast_precision_loss)] // Widths are far below 2^24.
-fn norm<S: Simd>(simd: S, row: &mut [f32], scale: &[f32], shift: &[f32], epsilon: f32) {
-    let n = row.len() as f32;
-    let mean = sum(simd, row, None) / n;
-    let variance = sum(simd, row, Some(mean)) / n;
-    let factor = 1.0 / (variance + epsilon).sqrt();
-    for ((x, scale), shift) in row.iter_mut().zip(scale).zip(shift) {
-        *x = ((*x - mean) * factor).mul_add(*scale, *shift);
-    }
-}
-
 /// `y * step + bias`.
 #[inline(always)]
 fn rescaled(y: &[f32], step: f32, bias: &[f32], to: &mut [f32]) {
@@ -172,155 +169,11 @@ fn rescaled(y: &[f32], step: f32, bias: &[f32], to: &mut [f32]) {
     }
 }
 
-/// CogVideoX's `CogVideoXLayerNormZero` (diffusers `models/normalization.py`) on all streams of a sample side by side, after the
-/// block before has been added: `x + gate * y` goes to `residuals`, one for each stream, and its norm, times `scale`, plus `shift`,
-/// to `out` `[batch * tokens of all streams, width]`. Without `added` nothing goes to `residuals`.
-///
-/// # Panics
-/// Slices of other sizes than these.
-pub fn join_norms(
-    streams: &[Stream<'_>],
-    added: Option<Added<'_>>,
-    residuals: &mut [&mut [f32]],
-    out: Out<'_>,
-    (width, epsilon): (usize, f32),
-    threads: &dyn Threads,
-) {
-    let tokens: usize = streams.iter().map(|stream| stream.tokens).sum();
-    let batch = streams.iter().map(|stream| stream.x.len() / (stream.tokens * width).max(1)).max().unwrap_or(0);
-    // Tasks are runs of rows of one stream and one sample.
-    let mut residuals: Vec<_> = residuals.iter_mut().map(|residual| residual.chunks_mut(width)).collect();
-    let mut pieces = vec![];
-    let mut rows = out.pieces(1, width).into_iter();
-    for sample in 0..batch {
-        let mut first = sample * tokens;
-        for (number, stream) in streams.iter().enumerate() {
-            for start in (0..stream.tokens).step_by(ROWS) {
-                let count = ROWS.min(stream.tokens - start);
-                let x = &stream.x[(sample * stream.tokens + start) * width..][..count * width];
-                let residual: Vec<_> = residuals.get_mut(number).map_or(vec![], |rows| rows.take(count).collect());
-                pieces.push((stream, x, first + start, residual, rows.by_ref().take(count).collect::<Vec<_>>()));
-            }
-            first += stream.tokens;
-        }
-    }
-    each(threads, pieces, |_, (stream, x, first, residual, out)| {
-        pulp::Arch::new().dispatch(JoinNorms { stream, x, first, added, residual, out, width, epsilon });
-    });
-}
-
-/// Some rows of one stream and one sample.
-struct JoinNorms<'a, 'b> {
-    stream: &'a Stream<'a>,
-    x: &'a [f32],
-    /// Where the first row is among those of all streams and samples.
-    first: usize,
-    added: Option<Added<'a>>,
-    residual: Vec<&'b mut [f32]>,
-    out: Vec<Piece<'b>>,
-    width: usize,
-    epsilon: f32,
-}
-
-impl pulp::WithSimd for JoinNorms<'_, '_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let Self { stream, x, first, added, mut residual, mut out, width, epsilon } = self;
-        let (mut row, mut y) = (vec![0.0; width], vec![0.0; width]);
-        for (i, x) in x.chunks(width).enumerate() {
-            row.copy_from_slice(x);
-            if let Some(added) = added {
-                added.row(first + i, &mut y);
-                for ((x, y), gate) in row.iter_mut().zip(&y).zip(stream.gate) {
-                    *x = y.mul_add(*gate, *x);
-                }
-                residual[i].copy_from_slice(&row);
-            }
-            norm(simd, &mut row, stream.scale, stream.shift, epsilon);
-            out[i].put(simd, 0, &row);
-        }
-    }
-}
-
-impl Added<'_> {
-    #[inline(always)]
-    fn row(&self, number: usize, to: &mut [f32]) {
-        let y = &self.y[number * to.len()..][..to.len()];
-        match self.rescale {
-            Some(rescale) => rescaled(y, rescale.steps[number], rescale.bias, to),
-            None => to.copy_from_slice(y),
-        }
-    }
-}
-
-/// What is done to each number of a row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Map {
-    /// Nothing.
-    Keep,
-    /// GELU, tanh approximation.
-    Gelu,
-}
-
-/// Rows of `x` `[rows, features]`, times their steps plus a bias where they lack that, mapped, to `out`.
-///
-/// # Panics
-/// Slices of other sizes than these.
-pub fn map_rows(
-    x: &[f32],
-    features: usize,
-    rescale: Option<Rescale<'_>>,
-    map: Map,
-    out: Out<'_>,
-    threads: &dyn Threads,
-) {
-    let pieces = x.chunks(ROWS * features).zip(out.pieces(ROWS, features));
-    each(threads, pieces, |number, (y, out)| {
-        let added = Added { y, rescale: rescale.map(|rescale| rescale.from(number * ROWS)) };
-        pulp::Arch::new().dispatch(MapRows { added, features, map, out });
-    });
-}
-
-impl Rescale<'_> {
-    /// For the rows from this one on.
-    fn from(self, row: usize) -> Self {
-        Self { steps: &self.steps[row..], ..self }
-    }
-}
-
-/// Some rows.
-struct MapRows<'a, 'b> {
-    added: Added<'a>,
-    features: usize,
-    map: Map,
-    out: Piece<'b>,
-}
-
-impl pulp::WithSimd for MapRows<'_, '_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let Self { added, features, map, mut out } = self;
-        let mut row = vec![0.0; features];
-        for number in 0..added.y.len() / features {
-            added.row(number, &mut row);
-            if map == Map::Gelu {
-                for x in &mut row {
-                    *x = gelu(*x);
-                }
-            }
-            out.put(simd, number, &row);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::Serial;
+    use crate::gelu::gelu;
 
     /// Numbers from -1 to 1 that look random.
     fn numbers(count: usize, seed: u32) -> Vec<f32> {
@@ -332,7 +185,8 @@ mod tests {
         (0..count).map_while(|_| next(&mut state)).collect()
     }
 
-    const ROUNDING: Rounding = Rounding { zero: 128, both_sides: true, least: 1e-30, inverse: 1.0 / 127.0 };
+    const ROUNDING: Rounding =
+        Rounding { zero: 128, both_sides: true, least: 1e-30, inverse: 1.0 / 127.0, differences: false };
 
     fn bytes(
         x: &[f32],
@@ -343,7 +197,7 @@ mod tests {
     ) -> (Vec<u8>, Vec<f32>) {
         let (mut values, mut steps) = (vec![0; x.len()], vec![0.0; x.len() / features]);
         let out = Out::Bytes { values: &mut values, steps: &mut steps, rounding };
-        map_rows(x, features, rescale, map, out, &Serial);
+        map_rows(x, [1, features], rescale, map, out, &Serial);
         (values, steps)
     }
 
@@ -361,9 +215,66 @@ mod tests {
         }
     }
 
+    /// Numbers that bytes and their steps stand for.
+    fn numbers_of(values: &[u8], steps: &[f32], zero: impl Fn(usize) -> f32, features: usize) -> Vec<f32> {
+        values.iter().enumerate().map(|(i, &byte)| (f32::from(byte) - zero(i)) * steps[i / features]).collect()
+    }
+
+    #[test]
+    fn samples_are_rounded_and_summed_as_what_they_differ_from_the_last_by() {
+        let (samples, tokens, features) = (3, 35, 21);
+        let (rows, of_sample) = (samples * tokens, tokens * features);
+        let base = numbers(of_sample, 1);
+        let apart = numbers(samples * of_sample, 2);
+        let x: Vec<_> = (0..rows * features)
+            .map(|i| base[i % of_sample] + if i < (samples - 1) * of_sample { 0.01 * apart[i] } else { 0.0 })
+            .collect();
+        for zero in [128, 32] {
+            let rounding = Rounding { zero, differences: true, ..ROUNDING };
+            let (mut values, mut steps) = (vec![0; x.len()], vec![0.0; rows]);
+            let out = Out::Bytes { values: &mut values, steps: &mut steps, rounding };
+            map_rows(&x, [samples, features], None, Map::Keep, out, &Serial);
+            let alone = bytes(&x[2 * of_sample..], features, None, Map::Keep, rounding);
+            assert_eq!((&values[2 * of_sample..], &steps[2 * tokens..]), (&alone.0[..], &alone.1[..]));
+            let found =
+                numbers_of(&values, &steps, |i| if i < 2 * of_sample { 128.0 } else { f32::from(zero) }, features);
+            for (i, found) in found.iter().enumerate().take(2 * of_sample) {
+                let expected = x[i] - x[2 * of_sample + i % of_sample];
+                // The difference of two numbers is rounded, too.
+                assert!((found - expected).abs() <= 0.5001 * steps[i / features] + 1e-7, "{i}: {found}, {expected}");
+                assert!(steps[i / features] < 0.011 / 127.0, "row {}: {}", i / features, steps[i / features]);
+            }
+
+            // A product by the identity with the zero of the last sample, which is what it takes for all.
+            let product: Vec<_> = values.iter().map(|&byte| f32::from(byte) - f32::from(zero)).collect();
+            let (bias, excess) = (numbers(features, 3), vec![128.0 - f32::from(zero); features]);
+            let excess = Some(&excess[..]).filter(|_| zero != 128);
+            let rescale = Rescale { steps: &steps, bias: &bias, differences: true, excess };
+            let mut y = vec![0.0; x.len()];
+            map_rows(&product, [samples, features], Some(rescale), Map::Gelu, Out::Floats(&mut y), &Serial);
+            for (i, y) in y.iter().enumerate() {
+                let last = found[2 * of_sample + i % of_sample] + bias[i % features];
+                let expected = gelu(if i < 2 * of_sample { last + found[i] } else { last });
+                assert!((y - expected).abs() <= 1e-5, "{i}: {y}, {expected}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_spoils_the_row_of_every_sample_that_is_its_difference() {
+        let mut x = numbers(2 * 3 * 36, 1);
+        x[3 * 36 + 40] = f32::INFINITY;
+        let (mut values, mut steps) = (vec![0; x.len()], vec![0.0; 6]);
+        let rounding = Rounding { differences: true, ..ROUNDING };
+        let out = Out::Bytes { values: &mut values, steps: &mut steps, rounding };
+        map_rows(&x, [2, 36], None, Map::Keep, out, &Serial);
+        assert_eq!([1, 4].map(|row| steps[row].is_nan()), [true; 2]);
+        assert!([0, 2, 3, 5].iter().all(|&row| steps[row].is_finite()));
+    }
+
     #[test]
     fn a_low_zero_looks_at_the_greatest_alone() {
-        let rounding = Rounding { zero: 32, both_sides: false, least: 0.5, inverse: 1.0 / 223.0 };
+        let rounding = Rounding { zero: 32, both_sides: false, least: 0.5, inverse: 1.0 / 223.0, differences: false };
         let (values, steps) = bytes(&[-0.1, 0.2, 2.23, 0.0, -0.1, 0.1], 3, None, Map::Keep, rounding);
         assert!((steps[0] - 0.01).abs() < 1e-6 && (steps[1] - 0.5 / 223.0).abs() < 1e-6);
         assert_eq!(values[..3], [22, 52, 255]);
@@ -385,9 +296,9 @@ mod tests {
     fn products_of_bytes_get_steps_bias_and_gelu() {
         let (rows, features) = (35, 21);
         let (x, steps, bias) = (numbers(rows * features, 3), numbers(rows, 4), numbers(features, 5));
-        let rescale = Some(Rescale { steps: &steps, bias: &bias });
+        let rescale = Some(Rescale { steps: &steps, bias: &bias, differences: false, excess: None });
         let mut y = vec![0.0; x.len()];
-        map_rows(&x, features, rescale, Map::Gelu, Out::Floats(&mut y), &Serial);
+        map_rows(&x, [1, features], rescale, Map::Gelu, Out::Floats(&mut y), &Serial);
         for (i, y) in y.iter().enumerate() {
             let expected = gelu(x[i] * steps[i / features] + bias[i % features]);
             assert!((y - expected).abs() <= 1e-6, "{i}: {y}, {expected}");
@@ -407,10 +318,14 @@ mod tests {
                 Stream { x: &x[i], tokens: tokens[i], scale, shift, gate }
             })
             .collect();
+        let mut norms = vec![];
         for added in [false, true] {
             let [mut text, mut video] = tokens.map(|n| vec![0.0; batch * n * width]);
             let mut out = vec![0.0; batch * all * width];
-            let of_block = Added { y: &y, rescale: Some(Rescale { steps: &steps, bias: &bias }) };
+            let of_block = Added {
+                y: &y,
+                rescale: Some(Rescale { steps: &steps, bias: &bias, differences: false, excess: None }),
+            };
             let residuals: &mut [&mut [f32]] = if added { &mut [&mut text, &mut video] } else { &mut [] };
             join_norms(
                 &streams,
@@ -441,6 +356,31 @@ mod tests {
                     }
                 }
             }
+            norms = out;
+        }
+
+        // The same as bytes, of differences from the last sample, and what was added so.
+        let last_product = |i: usize| y[all * width + i] * steps[all + i / width] + bias[i % width];
+        let differences: Vec<_> = (0..y.len())
+            .map(|i| match (i < all * width, steps[i / width]) {
+                (true, step) => ((y[i] * step + bias[i % width]) - last_product(i)) / step + 3.0,
+                (false, _) => y[i],
+            })
+            .collect();
+        let excess = vec![3.0; width];
+        let rescale = Rescale { steps: &steps, bias: &bias, differences: true, excess: Some(&excess) };
+        let (mut values, mut of_rows) = (vec![0; y.len()], vec![0.0; batch * all]);
+        let out = Out::Bytes {
+            values: &mut values,
+            steps: &mut of_rows,
+            rounding: Rounding { differences: true, ..ROUNDING },
+        };
+        let [mut text, mut video] = tokens.map(|n| vec![0.0; batch * n * width]);
+        let added = Added { y: &differences, rescale: Some(rescale) };
+        join_norms(&streams, Some(added), &mut [&mut text, &mut video], out, (width, epsilon), &Serial);
+        for (i, found) in numbers_of(&values, &of_rows, |_| 128.0, width).into_iter().enumerate() {
+            let expected = norms[i] - if i < all * width { norms[all * width + i] } else { 0.0 };
+            assert!((found - expected).abs() <= 0.51 * of_rows[i / width] + 1e-4, "{i}: {found}, {expected}");
         }
     }
 }

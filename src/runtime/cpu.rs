@@ -32,11 +32,11 @@ pub enum Kernels {
 }
 
 impl CpuOptions {
-    /// Whether cogvx's own kernels run what they can.
+    /// Whether cogvx's own kernels run what they can of a model that is quantized or is not.
     #[must_use]
-    pub fn has_own_kernels(self) -> bool {
+    pub fn has_own_kernels(self, quantized: bool) -> bool {
         match self.kernels {
-            Kernels::Fastest => cogvx_kernels::pays(),
+            Kernels::Fastest => cogvx_kernels::pays(quantized),
             Kernels::Own => true,
             Kernels::Plain => false,
         }

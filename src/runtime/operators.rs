@@ -104,7 +104,13 @@ fn rounding(node: &KernelContext<'_>) -> ort::Result<Rounding> {
         both_sides: node.get::<i64>("both_sides").ok_or_else(missing)? != 0,
         least: node.get("least").ok_or_else(missing)?,
         inverse: node.get("inverse").ok_or_else(missing)?,
+        differences: node.get::<i64>("differences").unwrap_or(0) != 0,
     })
+}
+
+/// The shape of steps of so many rows. That of differences tells what reads them how many samples there are.
+fn of_rows(rounding: Rounding, samples: usize, rows: usize) -> [usize; 2] {
+    if rounding.differences { [samples, rows / samples.max(1)] } else { [rows, 1] }
 }
 
 /// So many inputs of `f32`, and after them some that may be left out.

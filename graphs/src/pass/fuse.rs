@@ -2,9 +2,10 @@
 //! any ONNX Runtime has.
 //!
 //! What is matched is what [`Lower`](super::Lower) writes; what is not matched stays. Nothing is computed otherwise but for the order of
-//! roundings.
+//! roundings, and for what is rounded to bytes ([`differences`]).
 
 mod attention;
+mod differences;
 mod linear;
 mod norms;
 mod rows;
@@ -73,7 +74,7 @@ pub fn fuse(graph: &Graph) -> Result<Option<Graph>, Vec<Problem>> {
         return Err(problems);
     }
     // Without what nobody reads any more.
-    if is_fused { pass::run(&mut Copy, &out).map(Some) } else { Ok(None) }
+    if is_fused { differences::differ(&pass::run(&mut Copy, &out)?).map(Some) } else { Ok(None) }
 }
 
 /// Leaves all as it is.

@@ -3,8 +3,8 @@ use ort::Error;
 use ort::operator::{BoxedKernel, ComputeContext, KernelContext, Operator, OperatorInput, OperatorOutput};
 use ort::value::TensorElementType;
 
-use super::rows::rescale;
-use super::{Inputs, Pool, expect, floats, made, output, rounding};
+use super::rows::{Sums, rescale};
+use super::{Inputs, Pool, expect, floats, made, of_rows, output, rounding};
 
 /// Norms of text and video, side by side, after the block before was added to them: see [`join_norms`].
 pub(super) struct JoinNorms {
@@ -30,8 +30,18 @@ fn epsilon(node: &KernelContext<'_>) -> ort::Result<f32> {
     node.get("epsilon").ok_or_else(|| Error::new("expected an `epsilon`"))
 }
 
-/// Run it; the norms go where `out` says, by the number of rows and their width.
-fn run(context: &ComputeContext, epsilon: f32, rounding: Option<Rounding>, threads: usize) -> ort::Result<()> {
+/// How the norms are made.
+#[derive(Clone, Copy)]
+struct Way {
+    epsilon: f32,
+    /// How what is added becomes that.
+    sums: Sums,
+    /// How they become bytes, if they do.
+    rounding: Option<Rounding>,
+    threads: usize,
+}
+
+fn run(context: &ComputeContext, Way { epsilon, sums, rounding, threads }: Way) -> ort::Result<()> {
     let inputs = Inputs::of(context)?;
     let [(of_text, text), (of_video, video)] = [inputs.floats(0)?, inputs.floats(1)?];
     let sizes = match (&of_text[..], &of_video[..]) {
@@ -47,8 +57,9 @@ fn run(context: &ComputeContext, epsilon: f32, rounding: Option<Rounding>, threa
     let (added, gates) = if inputs.has(6) {
         let (shape, y) = inputs.floats(6)?;
         let rows = batch * all;
-        expect(y.len() == rows * width, || format!("expected {rows} rows of {width}, found {shape:?}"))?;
-        let rescale = if inputs.has(9) { Some(rescale(&inputs, 9, [rows, width])?) } else { None };
+        let of_product = rows + usize::from(sums.excess);
+        expect(y.len() == of_product * width, || format!("expected {of_product} rows of {width}, found {shape:?}"))?;
+        let rescale = if inputs.has(9) { Some(rescale(&inputs, 9, [rows, width], y, sums)?.0) } else { None };
         (Some(Added { y, rescale }), [modulation(7)?, modulation(8)?])
     } else {
         (None, [&[][..]; 2])
@@ -66,8 +77,8 @@ fn run(context: &ComputeContext, epsilon: f32, rounding: Option<Rounding>, threa
     let mut residuals = residuals.collect::<ort::Result<Vec<_>>>()?;
     let pool = Pool { context, count: threads };
     if let Some(rounding) = rounding {
-        let (mut values, mut steps) =
-            (output(context, 0, &[batch * all, width])?, output(context, 1, &[batch * all, 1])?);
+        let of_rows = of_rows(rounding, batch, batch * all);
+        let (mut values, mut steps) = (output(context, 0, &[batch * all, width])?, output(context, 1, &of_rows)?);
         let (_, values) = values.try_extract_tensor_mut::<u8>()?;
         let (_, steps) = steps.try_extract_tensor_mut::<f32>()?;
         let out = Out::Bytes { values, steps, rounding };
@@ -96,8 +107,8 @@ impl Operator for JoinNorms {
     }
 
     fn create_kernel<'a>(&self, node: &KernelContext<'a>) -> ort::Result<Self::Kernel<'a>> {
-        let (epsilon, threads) = (epsilon(node)?, self.threads);
-        Ok(Box::new(move |context: &ComputeContext| run(context, epsilon, None, threads)))
+        let way = Way { epsilon: epsilon(node)?, sums: Sums::of(node), rounding: None, threads: self.threads };
+        Ok(Box::new(move |context: &ComputeContext| run(context, way)))
     }
 }
 
@@ -117,7 +128,8 @@ impl Operator for JoinNormsRounded {
     }
 
     fn create_kernel<'a>(&self, node: &KernelContext<'a>) -> ort::Result<Self::Kernel<'a>> {
-        let (epsilon, rounding, threads) = (epsilon(node)?, rounding(node)?, self.threads);
-        Ok(Box::new(move |context: &ComputeContext| run(context, epsilon, Some(rounding), threads)))
+        let rounding = Some(rounding(node)?);
+        let way = Way { epsilon: epsilon(node)?, sums: Sums::of(node), rounding, threads: self.threads };
+        Ok(Box::new(move |context: &ComputeContext| run(context, way)))
     }
 }
