@@ -178,7 +178,7 @@ fn products_of_the_largest_bytes_are_exact() {
         graph.constant(Constant { dtype: DType::I8, shape: vec![WIDTH, WIDTH], bytes: values }),
         graph.floats(&[WIDTH], &[1.0; WIDTH]),
     ];
-    let op = QuantizedLinear { features: [WIDTH, WIDTH], form: LinearForm::PerToken };
+    let op = QuantizedLinear { features: [WIDTH, WIDTH], form: LinearForm::PerToken { rotation: 1 } };
     let inputs: Vec<_> = [x].into_iter().chain(parts).map(|value| Some(value.id())).collect();
     graph.output("y", graph.add(Op::QuantizedLinear(op), &inputs)[0]);
     let lowered = pass::run(&mut Lower::new(Target::Cpu), &graph).expect("a correct graph");

@@ -3,7 +3,10 @@
 //! A token `x` with offsets `o` and factors `f` is rounded in steps of its largest `m = max |x - o| / f`, over 127, whatever
 //! feature that is, and each error goes into the outputs by the weight's column: their mean square is `m^2 sum (f w)^2` but for
 //! constants. A row of the weight is rounded in steps of `n = max |f w|`, and its errors meet all features: `n^2 sum ((x - o) / f)^2`.
-//! The sum of both, over all tokens and rows, is what descends, by Adam (Kingma and Ba, 2015) on the logarithms.
+//! Where tokens and rows are turned before they are rounded, `m` and `n` are the largest of what they become. The sum of both, over
+//! all tokens and rows, is what descends, by Adam (Kingma and Ba, 2015) on the logarithms.
+
+use cogvx_kernels::hadamard::rotate;
 
 use crate::balance::Balance;
 
@@ -21,13 +24,14 @@ pub(crate) struct Readers<'a> {
     pub count: usize,
 }
 
-/// What `start` becomes on its way down, on sample `tokens` `[tokens, width]`; its offsets stay where it has none.
-pub(crate) fn descend(start: &Balance, tokens: &[f32], readers: &Readers<'_>) -> Balance {
+/// What `start` becomes on its way down, on sample `tokens` `[tokens, width]`, which are turned by a matrix of order `rotation`; its
+/// offsets stay where it has none.
+pub(crate) fn descend(start: &Balance, tokens: &[f32], readers: &Readers<'_>, rotation: usize) -> Balance {
     let width = start.factors.len();
     let shifts = !start.offsets.is_empty();
     let deviations = deviations(tokens, width);
     let mut at = start.clone();
-    let mut slope = Slope::new(width);
+    let mut slope = Slope::new(width, rotation);
     let (mut factors, mut offsets) = (Adam::new(width), Adam::new(width));
     for step in 0..STEPS {
         slope.find(&at, tokens, readers);
@@ -51,13 +55,35 @@ pub(crate) fn descend(start: &Balance, tokens: &[f32], readers: &Readers<'_>) ->
 struct Slope {
     factors: Vec<f32>,
     offsets: Vec<f32>,
-    /// Scratch: tokens or rows balanced, one at a time.
+    /// Scratch: a token or row, balanced.
     row: Vec<f32>,
+    /// What it turns into.
+    turned: Vec<f32>,
+    /// Order of the matrix that turns it.
+    rotation: usize,
 }
 
 impl Slope {
-    fn new(width: usize) -> Self {
-        Self { factors: vec![0.0; width], offsets: vec![0.0; width], row: vec![0.0; width] }
+    fn new(width: usize, rotation: usize) -> Self {
+        let [factors, offsets, row, turned] = [0; 4].map(|_| vec![0.0; width]);
+        Self { factors, offsets, row, turned, rotation }
+    }
+
+    /// The largest magnitude of what `row` turns into, squared, and half the slope of that by each number of `row` that it depends on.
+    fn peak(&mut self) -> (f32, impl Iterator<Item = (usize, f32)> + use<>) {
+        let (width, order) = (self.row.len(), self.rotation);
+        self.turned.copy_from_slice(&self.row);
+        rotate(&mut self.turned, width, order);
+        let most = self.turned.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
+        let at = self.turned.iter().position(|x| x.abs() >= most).unwrap_or(0);
+        let apart = width / order;
+        #[allow(clippy::cast_precision_loss)] // Orders are far below 2^24.
+        let share = self.turned[at] / (order as f32).sqrt();
+        let slope = move |i: usize| {
+            let sign = if (i & (at / apart)).count_ones().is_multiple_of(2) { share } else { -share };
+            (i * apart + at % apart, sign)
+        };
+        (most * most, (0..order).map(slope))
     }
 
     fn find(&mut self, at: &Balance, tokens: &[f32], readers: &Readers<'_>) {
@@ -76,10 +102,12 @@ impl Slope {
                 sum[j] += x;
                 energy[j] += x * x;
             }
-            let (peak, most) = peak(&self.row);
-            steps += most * most;
-            peaks[peak] += most * most;
-            pulls[peak] += self.row[peak] * inverse[peak];
+            let (square, slopes) = self.peak();
+            steps += square;
+            for (j, slope) in slopes {
+                peaks[j] += slope * self.row[j];
+                pulls[j] += slope * inverse[j];
+            }
         }
         // Of rows.
         let (mut widths, mut tops) = (0.0_f32, vec![0.0_f32; width]);
@@ -87,9 +115,11 @@ impl Slope {
             for ((y, w), f) in self.row.iter_mut().zip(row).zip(&at.factors) {
                 *y = w * f;
             }
-            let (peak, most) = peak(&self.row);
-            widths += most * most;
-            tops[peak] += most * most;
+            let (square, slopes) = self.peak();
+            widths += square;
+            for (j, slope) in slopes {
+                tops[j] += slope * self.row[j];
+            }
         }
         #[allow(clippy::cast_precision_loss)] // Far fewer than 2^24.
         let share = readers.count as f32 / (readers.rows.len() / width).max(1) as f32;
@@ -105,12 +135,6 @@ impl Slope {
             self.offsets[j] = -2.0 * (pulls[j] * carried + widths * sum[j] * g * g) / loss;
         }
     }
-}
-
-/// Where the largest magnitude is, and what it is.
-fn peak(row: &[f32]) -> (usize, f32) {
-    let most = row.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
-    (row.iter().position(|x| x.abs() >= most).unwrap_or(0), most)
 }
 
 /// Standard deviation of each feature.

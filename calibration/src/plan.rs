@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use cogvx_graphs::graph::{Graph, Source, Weight, WeightPart};
+use cogvx_graphs::graph::{Graph, Node, Source, ValueData, Weight, WeightPart};
 use cogvx_graphs::op::Op;
 use cogvx_graphs::pass::Target;
 use cogvx_graphs::quantized::LinearForm;
@@ -105,6 +105,8 @@ pub struct Plan {
 
 /// Layers smaller than this in either direction stay as they are.
 const SMALLEST: usize = 32;
+/// Features that are mixed with each other by a rotation, at most: ONNX Runtime's own kernels take so many multiplications for each.
+const MOST_MIXED: usize = 64;
 
 impl Plan {
     /// Every linear layer of the blocks of `graph`; what embeds and what makes the output stays as it is.
@@ -120,7 +122,7 @@ impl Plan {
                 layers.insert(
                     weight.name.clone(),
                     Layer {
-                        form: form(scheme, target, features[1]),
+                        form: form(scheme, target, features[1], Made::of(node.inputs[0], &values, &nodes)),
                         features,
                         balance: Balance::default(),
                         place: None,
@@ -161,9 +163,52 @@ pub(crate) fn quantizable(weight: &Weight) -> Option<[usize; 2]> {
     (inside && whole && out >= SMALLEST && input >= SMALLEST).then_some([out, input])
 }
 
-fn form(scheme: Scheme, target: Target, input: usize) -> LinearForm {
+/// What makes a layer's features.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Made {
+    /// One row a sample: the time embedding.
+    Once,
+    /// Norms, side by side or alone: `AdaLN` and trained scales make some features many times larger than the others.
+    ByNorms,
+    /// Anything else.
+    Otherwise,
+}
+
+impl Made {
+    fn of(value: Option<usize>, values: &[ValueData], nodes: &[Node]) -> Self {
+        match value {
+            Some(value) if values[value].r#type.shape.len() == 2 => Self::Once,
+            Some(value) if is_normed(value, values, nodes) => Self::ByNorms,
+            _ => Self::Otherwise,
+        }
+    }
+}
+
+fn is_normed(value: usize, values: &[ValueData], nodes: &[Node]) -> bool {
+    let Source::Node { node, .. } = values[value].source else { return false };
+    let node = &nodes[node];
+    match node.op {
+        Op::LayerNorm { .. } | Op::RmsNorm { .. } => true,
+        Op::Concat(_) | Op::Narrow | Op::Wide | Op::Cast(_) => {
+            node.inputs.iter().all(|input| input.is_some_and(|input| is_normed(input, values, nodes)))
+        }
+        _ => false,
+    }
+}
+
+/// The order to turn `input` features by: what is large is spread over so many.
+fn rotation(input: usize) -> usize {
+    1 << input.trailing_zeros().min(MOST_MIXED.ilog2())
+}
+
+fn form(scheme: Scheme, target: Target, input: usize, made: Made) -> LinearForm {
     let (bits, block): (u8, u32) = match scheme {
-        Scheme::Int8 => return LinearForm::PerToken,
+        // A row takes as long as its weights take to be read, and its errors are those of all tokens.
+        Scheme::Int8 if made == Made::Once => (8, 128),
+        // What attention and GELU make is even enough, and GELU's zero better where it is.
+        Scheme::Int8 => {
+            return LinearForm::PerToken { rotation: if made == Made::ByNorms { rotation(input) } else { 1 } };
+        }
         // Scales come from the table.
         Scheme::Int8Static => return LinearForm::PerTensor { scale: 1.0, zero_point: 128 },
         Scheme::Fp8 => return LinearForm::Float8 { scale: 1.0 },
@@ -176,4 +221,31 @@ fn form(scheme: Scheme, target: Target, input: usize) -> LinearForm {
         return LinearForm::Blocks { bits, block, symmetric: true };
     }
     LinearForm::Blocks { bits, block: block as usize, symmetric: bits == 8 }
+}
+
+#[cfg(test)]
+mod tests {
+    use cogvx_graphs::{DType, dims};
+
+    use super::*;
+
+    #[test]
+    fn int8_layers_are_quantized_by_what_makes_their_features() {
+        let graph = Graph::new();
+        let (embedding, tokens) =
+            (graph.input("embedding", DType::F32, dims![2, 96]), graph.input("tokens", DType::F32, dims![2, 3, 96]));
+        let [scale, shift] = [1.0, 0.0].map(|x| graph.floats(&[96], &[x; 96]));
+        let all =
+            [("once", embedding.silu()), ("normed", tokens.layer_norm(scale, shift, 1e-5)), ("other", tokens.gelu())];
+        for (name, x) in all {
+            let name = format!("transformer_blocks.0.{name}.weight");
+            let weight = Weight { name, part: WeightPart::Whole, stored: DType::F32, shape: vec![32, 96] };
+            graph.output("y", x.linear(graph.weight(weight, DType::F32), None));
+        }
+        let plan = Plan::new(&graph, Scheme::Int8, Target::Cpu);
+        let form = |name: &str| plan.layers[&format!("transformer_blocks.0.{name}.weight")].form;
+        assert_eq!(form("once"), LinearForm::Blocks { bits: 8, block: 128, symmetric: true });
+        assert_eq!(form("normed"), LinearForm::PerToken { rotation: 32 });
+        assert_eq!(form("other"), LinearForm::PerToken { rotation: 1 });
+    }
 }

@@ -18,7 +18,7 @@ const MIDDLE: u8 = 128;
 #[must_use]
 pub fn settled(form: LinearForm, target: Target, place: &Place, balance: &Balance, method: Clip) -> LinearForm {
     match form {
-        LinearForm::PerToken | LinearForm::Blocks { .. } => form,
+        LinearForm::PerToken { .. } | LinearForm::Blocks { .. } => form,
         LinearForm::PerTensor { .. } => {
             let (least, greatest, share) = range(place, balance, method);
             if target == Target::TensorRt {

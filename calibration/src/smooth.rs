@@ -124,7 +124,7 @@ fn best(
     let judged = |balance: Balance| (loss(&balance), balance);
     let mut tried = vec![];
     // Where features are not rounded token by token, nothing was gained by more than strengths.
-    let by_token = members.iter().all(|(layer, _)| layer.form == LinearForm::PerToken);
+    let by_token = members.iter().all(|(layer, _)| matches!(layer.form, LinearForm::PerToken { .. }));
     let means = (shifts && by_token).then(|| means(&place.rows, width));
     for offsets in [Some(vec![]), means].into_iter().flatten() {
         let magnitudes = place.magnitudes(&offsets);
@@ -137,8 +137,10 @@ fn best(
     if by_token {
         let weights: Vec<_> = samples.iter().flat_map(|(_, weight)| weight).copied().collect();
         let count = members.iter().map(|(layer, _)| layer.features[0]).sum();
+        // All read the same, so it was turned alike.
+        let rotation = members.first().map_or(1, |(layer, _)| layer.form.rotation());
         let readers = Readers { rows: &weights, squares: &squares, count };
-        let lower = judged(descend(&found.1, &place.rows, &readers));
+        let lower = judged(descend(&found.1, &place.rows, &readers, rotation));
         found = least(vec![found, lower])?;
     }
     (found.0 < none).then_some(found.1)
@@ -346,7 +348,8 @@ mod tests {
         let place = place();
         let rows = spread(&place.rows, WIDTH, ROWS);
         let tensor = LinearForm::PerTensor { scale: 1.0, zero_point: 128 };
-        for (form, descends) in [(LinearForm::PerToken, true), (tensor, false)] {
+        let by_token = |rotation| LinearForm::PerToken { rotation };
+        for (form, descends) in [(by_token(1), true), (by_token(16), true), (tensor, false)] {
             let balance = Balance::default();
             let layer = Layer { form, features: [48, WIDTH], balance, place: None, rows: vec![], bias: vec![] };
             let lost = |balance: &Balance| {

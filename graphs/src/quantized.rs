@@ -9,7 +9,12 @@ use crate::pass::Target;
 pub enum LinearForm {
     /// W8A8: `int8` weights with a scale for each output feature; the features of each token become `uint8` by their own
     /// largest magnitude while the graph runs.
-    PerToken,
+    PerToken {
+        /// Order of Hadamard's matrix that turns the features before they are rounded, and that turned the rows of the weight: the
+        /// product is the same, and no feature is much larger than the others (`QuaRot`, Ashkboos et al. 2024). A power of two that
+        /// divides the features, which are seen as `[order, features / order]`; 1 for not.
+        rotation: usize,
+    },
     /// W8A8: the same weights; all features become eight bits by one scale found beforehand.
     PerTensor {
         /// The step between two values.
@@ -104,10 +109,10 @@ impl LinearForm {
         let scales = |shape: &[usize]| part(WeightPart::Scales, DType::F32, shape);
         match self {
             // ONNX Runtime's fused product wants the weight transposed.
-            Self::PerToken | Self::PerTensor { .. } if target == Target::Cpu => {
+            Self::PerToken { .. } | Self::PerTensor { .. } if target == Target::Cpu => {
                 vec![values(DType::I8, &[input, out]), scales(&[out])]
             }
-            Self::PerToken | Self::PerTensor { .. } => vec![values(DType::I8, &[out, input]), scales(&[out])],
+            Self::PerToken { .. } | Self::PerTensor { .. } => vec![values(DType::I8, &[out, input]), scales(&[out])],
             Self::Float8 { .. } => vec![values(DType::F8E4M3, &[out, input]), scales(&[out])],
             Self::Blocks { bits, block, .. } if target == Target::TensorRt => {
                 let dtype = if bits == 4 { DType::I4 } else { DType::I8 };
@@ -125,11 +130,25 @@ impl LinearForm {
         }
     }
 
+    /// Order of the matrix that turns features and the rows of the weight; 1 for none.
+    #[must_use]
+    pub const fn rotation(self) -> usize {
+        if let Self::PerToken { rotation } = self { rotation } else { 1 }
+    }
+
     /// Whether the form takes features of this type.
     pub(crate) fn accepts(self, dtype: DType) -> bool {
         match self {
-            Self::PerToken => dtype == DType::F32,
+            Self::PerToken { .. } => dtype == DType::F32,
             _ => dtype.is_float(),
         }
     }
+}
+
+/// Sylvester's Hadamard matrix over the root of its order, a power of two: `[order, order]`.
+pub(crate) fn hadamard(order: usize) -> Vec<f32> {
+    #[allow(clippy::cast_precision_loss)] // Orders are far below 2^24.
+    let one = 1.0 / (order as f32).sqrt();
+    let sign = |i: usize| if ((i / order) & (i % order)).count_ones().is_multiple_of(2) { one } else { -one };
+    (0..order * order).map(sign).collect()
 }

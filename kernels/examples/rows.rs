@@ -6,7 +6,7 @@ use cogvx_kernels::Serial;
 use cogvx_kernels::rows::{Added, Map, Out, Rescale, Rounding, Stream, join_norms, map_rows};
 
 const ROUNDING: Rounding =
-    Rounding { zero: 128, both_sides: true, least: 1e-30, inverse: 1.0 / 127.0, differences: false };
+    Rounding { zero: 128, both_sides: true, least: 1e-30, inverse: 1.0 / 127.0, rotation: 1, differences: false };
 
 fn main() {
     let (text, video, width) = (226, 1280, 1920);

@@ -8,6 +8,7 @@
 
 pub mod attention;
 mod gelu;
+pub mod hadamard;
 pub mod linear;
 pub mod rows;
 mod scratch;

@@ -10,6 +10,8 @@ mod norms;
 
 use pulp::Simd;
 
+use crate::hadamard::rotate_row;
+
 pub use map::{Map, map_rows};
 pub use norms::{Stream, join_norms};
 
@@ -29,6 +31,8 @@ pub struct Rounding {
     pub least: f32,
     /// A row's reach times this is its step.
     pub inverse: f32,
+    /// Rows are turned by Hadamard's matrix of this order before, as [`rotate`](crate::hadamard::rotate) does it; 1 for not.
+    pub rotation: usize,
     /// Whether all samples but the last become bytes as what they differ from it by, which is the same way for every row:
     /// [`OF_DIFFERENCES`].
     pub differences: bool,
@@ -40,6 +44,7 @@ pub const OF_DIFFERENCES: Rounding = Rounding {
     both_sides: true,
     least: 127.0 * f32::MIN_POSITIVE,
     inverse: 1.0 / 127.0,
+    rotation: 1,
     differences: false,
 };
 
@@ -111,7 +116,7 @@ impl Out<'_> {
         }
     }
 
-    /// Row `number` of the piece is `row`, where `last` is that of the last sample. It may be spoilt.
+    /// Row `number` of the piece is `row`, where `last` is what the last sample's became. It becomes what is rounded, if it is.
     #[inline(always)]
     fn put<S: Simd>(&mut self, simd: S, number: usize, row: &mut [f32], last: Option<&[f32]>) {
         let at = number * row.len()..(number + 1) * row.len();
@@ -119,6 +124,7 @@ impl Out<'_> {
             Self::Floats(y) => y[at].copy_from_slice(row),
             Self::Bytes { values, steps, rounding } => {
                 let mut rounding = *rounding;
+                rotate_row(row, rounding.rotation);
                 if let Some(last) = last.filter(|_| rounding.differences) {
                     for (x, last) in row.iter_mut().zip(last) {
                         *x -= last;
@@ -174,6 +180,7 @@ mod tests {
     use super::*;
     use crate::Serial;
     use crate::gelu::gelu;
+    use crate::hadamard::rotate;
 
     /// Numbers from -1 to 1 that look random.
     fn numbers(count: usize, seed: u32) -> Vec<f32> {
@@ -186,7 +193,7 @@ mod tests {
     }
 
     const ROUNDING: Rounding =
-        Rounding { zero: 128, both_sides: true, least: 1e-30, inverse: 1.0 / 127.0, differences: false };
+        Rounding { zero: 128, both_sides: true, least: 1e-30, inverse: 1.0 / 127.0, rotation: 1, differences: false };
 
     fn bytes(
         x: &[f32],
@@ -274,10 +281,26 @@ mod tests {
 
     #[test]
     fn a_low_zero_looks_at_the_greatest_alone() {
-        let rounding = Rounding { zero: 32, both_sides: false, least: 0.5, inverse: 1.0 / 223.0, differences: false };
+        let rounding =
+            Rounding { zero: 32, both_sides: false, least: 0.5, inverse: 1.0 / 223.0, rotation: 1, differences: false };
         let (values, steps) = bytes(&[-0.1, 0.2, 2.23, 0.0, -0.1, 0.1], 3, None, Map::Keep, rounding);
         assert!((steps[0] - 0.01).abs() < 1e-6 && (steps[1] - 0.5 / 223.0).abs() < 1e-6);
         assert_eq!(values[..3], [22, 52, 255]);
+    }
+
+    #[test]
+    fn rows_are_turned_before_they_are_rounded() {
+        let x = numbers(2 * 5 * 48, 7);
+        let mut turned = x.clone();
+        rotate(&mut turned, 48, 16);
+        let [found, expected] = [(&x, 16), (&turned, 1)].map(|(x, rotation)| {
+            let (mut values, mut steps) = (vec![0; x.len()], vec![0.0; 10]);
+            let rounding = Rounding { rotation, differences: true, ..ROUNDING };
+            let out = Out::Bytes { values: &mut values, steps: &mut steps, rounding };
+            map_rows(x, [2, 48], None, Map::Keep, out, &Serial);
+            (values, steps)
+        });
+        assert_eq!(found, expected);
     }
 
     #[test]

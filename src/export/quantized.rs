@@ -10,7 +10,7 @@ use std::thread;
 use cogvx_calibration::compensate::Compensation;
 use cogvx_calibration::convs::{self, Convolution};
 use cogvx_calibration::plan::{Layer, Plan, Scheme};
-use cogvx_calibration::round::{Rounded, round};
+use cogvx_calibration::round::{Rounded, round, turned};
 use cogvx_calibration::smooth::smooth;
 use cogvx_calibration::table::Table;
 use cogvx_graphs::graph::{Graph, Weight, WeightPart};
@@ -230,7 +230,8 @@ impl<'a> Quantized<'a> {
     /// By what the layer is known to read.
     fn compensation(&self, layer: &Layer) -> Option<Compensation> {
         let place = self.table?.places.get(layer.place.as_ref()?)?;
-        Compensation::new(&layer.balance.of(&place.rows, place.width), place.width)
+        let rows = layer.balance.of(&place.rows, place.width);
+        Compensation::new(&turned(layer.form, &rows, place.width), place.width)
     }
 
     /// `count` rows from row `first` on.

@@ -12,6 +12,7 @@ use std::num::NonZero;
 
 use cogvx_graphs::pass::fuse::DOMAIN;
 use cogvx_kernels::Threads;
+use cogvx_kernels::hadamard::fits;
 use cogvx_kernels::rows::Rounding;
 use ort::Error;
 use ort::operator::{ComputeContext, KernelContext, OperatorDomain, OperatorInput, OperatorOutput};
@@ -104,7 +105,16 @@ fn rounding(node: &KernelContext<'_>) -> ort::Result<Rounding> {
         both_sides: node.get::<i64>("both_sides").ok_or_else(missing)? != 0,
         least: node.get("least").ok_or_else(missing)?,
         inverse: node.get("inverse").ok_or_else(missing)?,
+        rotation: usize::try_from(node.get::<i64>("rotation").unwrap_or(1)).map_err(|_| missing())?,
         differences: node.get::<i64>("differences").unwrap_or(0) != 0,
+    })
+}
+
+/// That rows of so many features can be turned before they are rounded.
+fn expect_turn(rounding: Rounding, features: usize) -> ort::Result<()> {
+    let order = rounding.rotation;
+    expect(fits(features, order), || {
+        format!("expected a power of two as `rotation` that divides {features}, found {order}")
     })
 }
 

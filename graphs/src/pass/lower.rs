@@ -51,8 +51,8 @@ pub struct Lower {
     sizes: HashMap<Dim, usize>,
     /// Shapes as `i64 [rank]` tensors; `None` is "whatever is left" (-1).
     shapes: HashMap<Vec<Option<Dim>>, usize>,
-    /// For each value quantized by its tokens, the values and the scales: layers that read the same share them.
-    tokens: HashMap<usize, [usize; 2]>,
+    /// For each value quantized by its tokens, and how it was turned, the values and the scales: layers that read the same share them.
+    tokens: HashMap<(usize, usize), [usize; 2]>,
     /// For each upsampled value, what it was and the factors.
     upsampled: HashMap<usize, (usize, Vec<usize>)>,
     /// For each number of frames, how a convolution that makes them mixes them.
@@ -150,11 +150,12 @@ impl Lower {
         let out = x.graph;
         // A reshape of a reshape is one reshape.
         let x = producer(x, "Reshape").and_then(|node| node.inputs[0]).map_or(x, |id| out.value(id));
-        if x.shape() == to {
-            return x;
-        }
-        let shape = self.shape(to, out);
-        emit("", "Reshape", 14, vec![], &[Some(x), Some(shape)], vec![Type::new(x.dtype(), to.to_vec())], out)[0]
+        if x.shape() == to { x } else { self.seen_as(x, to) }
+    }
+
+    fn seen_as<'g>(&mut self, x: Value<'g>, to: &[Dim]) -> Value<'g> {
+        let shape = self.shape(to, x.graph);
+        emit("", "Reshape", 14, vec![], &[Some(x), Some(shape)], vec![Type::new(x.dtype(), to.to_vec())], x.graph)[0]
     }
 
     fn upsample<'g>(&mut self, x: Value<'g>, factors: &[usize], to: &[Dim]) -> Value<'g> {

@@ -73,7 +73,7 @@ impl pulp::WithSimd for MapRows<'_, '_> {
                 }
                 out.put(simd, i, &mut row, (!is_last).then_some(&last));
                 if is_last {
-                    // It is not spoilt: it is no difference.
+                    // It is no difference, and turned as the others will be.
                     std::mem::swap(&mut row, &mut last);
                 }
             }

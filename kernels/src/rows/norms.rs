@@ -95,7 +95,7 @@ impl pulp::WithSimd for JoinNorms<'_, '_> {
                 norm(simd, &mut row, stream.scale, stream.shift, epsilon);
                 out[sample][i].put(simd, 0, &mut row, (!is_last).then_some(&last));
                 if is_last {
-                    // It is not spoilt: it is no difference.
+                    // It is no difference, and turned as the others will be.
                     std::mem::swap(&mut row, &mut last);
                     std::mem::swap(&mut y, &mut last_y);
                 }

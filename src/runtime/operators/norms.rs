@@ -4,7 +4,7 @@ use ort::operator::{BoxedKernel, ComputeContext, KernelContext, Operator, Operat
 use ort::value::TensorElementType;
 
 use super::rows::{Sums, rescale};
-use super::{Inputs, Pool, expect, floats, made, of_rows, output, rounding};
+use super::{Inputs, Pool, expect, expect_turn, floats, made, of_rows, output, rounding};
 
 /// Norms of text and video, side by side, after the block before was added to them: see [`join_norms`].
 pub(super) struct JoinNorms {
@@ -77,6 +77,7 @@ fn run(context: &ComputeContext, Way { epsilon, sums, rounding, threads }: Way) 
     let mut residuals = residuals.collect::<ort::Result<Vec<_>>>()?;
     let pool = Pool { context, count: threads };
     if let Some(rounding) = rounding {
+        expect_turn(rounding, width)?;
         let of_rows = of_rows(rounding, batch, batch * all);
         let (mut values, mut steps) = (output(context, 0, &[batch * all, width])?, output(context, 1, &of_rows)?);
         let (_, values) = values.try_extract_tensor_mut::<u8>()?;

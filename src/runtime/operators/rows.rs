@@ -3,7 +3,7 @@ use ort::Error;
 use ort::operator::{BoxedKernel, ComputeContext, KernelContext, Operator, OperatorInput, OperatorOutput};
 use ort::value::TensorElementType;
 
-use super::{Inputs, Pool, expect, floats, made, of_rows, output, rounding};
+use super::{Inputs, Pool, expect, expect_turn, floats, made, of_rows, output, rounding};
 
 /// Rows times their steps, plus a bias, then GELU if so.
 pub(super) struct RescaleRows {
@@ -117,6 +117,7 @@ impl Operator for RoundRows {
         Ok(Box::new(move |context: &ComputeContext| {
             let inputs = Inputs::of(context)?;
             let ([rows, features], (_, x)) = (sizes(&inputs, sums)?, inputs.floats(0)?);
+            expect_turn(rounding, features)?;
             let rescale = if inputs.has(1) { Some(rescale(&inputs, 1, [rows, features], x, sums)?) } else { None };
             let (rescale, samples) = rescale.map_or((None, 1), |(rescale, samples)| (Some(rescale), samples));
             // Differences are bytes around another zero than that of the product, which tells by one row more what it makes of that.

@@ -1,6 +1,6 @@
 //! `CogVideoXLayerNormZero` of text and video side by side, after the block before has been added to both.
 
-use super::rows::{Product, reads};
+use super::rows::Product;
 use super::{Fused, Plain, attribute, inputs, native};
 use crate::graph::{Node, Source};
 use crate::op::Attribute;
@@ -37,7 +37,7 @@ impl Plain<'_> {
     /// As bytes, with a step for each row.
     pub(super) fn joined_rounded(&self, quantize: &Node) -> Option<Fused> {
         let rounded = self.rounding(quantize)?;
-        if self.readers[rounded.x] != reads(&rounded.attributes) {
+        if self.readers[rounded.x] != rounded.reads {
             return None;
         }
         let whole = self.made_by(rounded.x, "Reshape")?.inputs[0]?;

@@ -4,6 +4,7 @@ use super::{Fused, Plain, inputs, native};
 use crate::graph::{Node, Source};
 use crate::op::Attribute::{self, Float, Int};
 use crate::op::Op;
+use crate::quantized::hadamard;
 
 /// A product of bytes, and what it lacks: values `[rows, features]`, `[rows, 1]`, `[features]`.
 #[derive(Clone, Copy)]
@@ -19,6 +20,8 @@ pub(super) struct Rounded {
     pub x: usize,
     /// What it becomes: bytes, and steps `[rows, 1]`.
     pub made: [usize; 2],
+    /// How often that is read for it.
+    pub reads: usize,
     /// How.
     pub attributes: Vec<(&'static str, Attribute)>,
 }
@@ -53,8 +56,8 @@ impl Plain<'_> {
     }
 
     pub(super) fn rounded(&self, node: &Node) -> Option<Fused> {
-        let Rounded { x, made, mut attributes } = self.rounding(node)?;
-        let gelu = self.made_by(x, "FastGelu").filter(|_| self.readers[x] == reads(&attributes));
+        let Rounded { x, made, reads, mut attributes } = self.rounding(node)?;
+        let gelu = self.made_by(x, "FastGelu").filter(|_| self.readers[x] == reads);
         let product = gelu.and_then(|node| self.product(node));
         attributes.push(("gelu", Int(product.is_some().into())));
         let inputs = product.map_or(vec![x], |Product { y, steps, bias }| vec![y, steps, bias]);
@@ -94,17 +97,29 @@ impl Plain<'_> {
         if !greatest || !by_row || self.rank(x) != 2 {
             return None;
         }
+        let (x, rotation, reads) = match self.turned(x) {
+            Some((turned, order)) => (turned, order, 1),
+            // The greatest, the least, and all of it.
+            None => (x, 1, if both_sides { 3 } else { 2 }),
+        };
         let attributes = vec![
+            ("rotation", Int(rotation)),
             ("zero", Int(zero.into())),
             ("both_sides", Int(both_sides.into())),
             ("least", Float(least)),
             ("inverse", Float(self.number(inverse)?)),
         ];
-        Some(Rounded { x, made: [node.outputs[0], steps], attributes })
+        Some(Rounded { x, made: [node.outputs[0], steps], reads, attributes })
     }
-}
 
-/// How often what is rounded so is read for that.
-pub(super) fn reads(attributes: &[(&'static str, Attribute)]) -> usize {
-    if attributes.contains(&("both_sides", Int(1))) { 3 } else { 2 }
+    /// What was turned, and the order of the matrix that did it.
+    fn turned(&self, x: usize) -> Option<(usize, i64)> {
+        let [matrix, seen] = inputs(self.only(self.made_by(x, "Reshape")?.inputs[0]?, "MatMul")?)?;
+        let Source::Constant(matrix) = &self.values[matrix].source else { return None };
+        let &[order, _] = &matrix.shape[..] else { return None };
+        let is_hadamard = order.is_power_of_two()
+            && matrix.bytes.iter().copied().eq(hadamard(order).into_iter().flat_map(f32::to_le_bytes));
+        let turned = self.only(seen, "Reshape")?.inputs[0]?;
+        is_hadamard.then_some((turned, i64::try_from(order).ok()?))
+    }
 }

@@ -3,7 +3,7 @@
 use super::{Attribute::Int, CONTRIB, Lower, Target, binary, conv_attributes, emit, gemm, producer, signed};
 use crate::graph::{Constant, Graph};
 use crate::op::Type;
-use crate::quantized::{Bytes, LinearForm, QuantizedConv, QuantizedLinear};
+use crate::quantized::{Bytes, LinearForm, QuantizedConv, QuantizedLinear, hadamard};
 use crate::{DType, Dim, Value, dims};
 
 /// GELU is nowhere further below zero.
@@ -53,7 +53,7 @@ impl Lower {
         let flat = self.rows(x);
         let features = Dim::Fixed(layer.features[0]);
         let y = match layer.form {
-            LinearForm::PerToken => self.per_token(x, flat, weight, bias, layer),
+            LinearForm::PerToken { rotation } => self.per_token(x, (flat, rotation), (weight, bias), layer),
             LinearForm::PerTensor { scale, zero_point } if self.target == Target::Cpu => {
                 let (step, zero) = (flat.scalar(scale), byte(DType::U8, zero_point, flat));
                 integer_product(quantize(flat, step, zero, None), [step, zero], weight, bias, layer)
@@ -79,24 +79,33 @@ impl Lower {
     fn per_token<'g>(
         &mut self,
         x: Value<'g>,
-        flat: Value<'g>,
-        weight: &[Option<Value<'g>>],
-        bias: Option<Value<'g>>,
+        (flat, rotation): (Value<'g>, usize),
+        (weight, bias): (&[Option<Value<'g>>], Option<Value<'g>>),
         layer: &QuantizedLinear,
     ) -> Value<'g> {
         let out = x.graph;
         let zero = Zero::of([x, flat]);
-        let [values, steps] = if let Some(&made) = self.tokens.get(&x.id()) {
+        let [values, steps] = if let Some(&made) = self.tokens.get(&(x.id(), rotation)) {
             made.map(|id| out.value(id))
         } else {
-            let made = self.quantize_tokens(flat, zero);
-            self.tokens.insert(x.id(), made.map(Value::id));
+            let turned = if rotation == 1 { flat } else { self.turned(flat, rotation) };
+            let made = self.quantize_tokens(turned, zero);
+            self.tokens.insert((x.id(), rotation), made.map(Value::id));
             made
         };
         let zero = byte(DType::U8, zero.value(), flat);
         let y = integer_product(values, [flat.scalar(1.0), zero], weight, None, layer);
         let y = binary("Mul", 14, y, steps);
         bias.map_or(y, |bias| binary("Add", 14, y, bias))
+    }
+
+    /// `[rows, features]`, each row as `[order, features / order]` multiplied by Hadamard's matrix.
+    fn turned<'g>(&mut self, flat: Value<'g>, order: usize) -> Value<'g> {
+        let matrix = flat.graph.floats(&[order, order], &hadamard(order));
+        // Not merged with the reshape that made rows: `fuse` takes it back to these.
+        let seen = self.seen_as(flat, &[flat.dim(0), Dim::Fixed(order), &flat.dim(1) / order]);
+        let product = emit("", "MatMul", 13, vec![], &[Some(matrix), Some(seen)], vec![seen.r#type()], flat.graph)[0];
+        self.reshape(product, &flat.shape())
     }
 
     /// `uint8` values of `[rows, features]` and the scales `[rows, 1]` they are multiples of.
@@ -240,7 +249,7 @@ mod tests {
             let shape = [dims![2, 3, 4], dims![6, 4]][3 - rank].clone();
             let x = graph.input("x", DType::F32, shape);
             let x = if gelu { x.gelu() } else { x + x };
-            let form = LinearForm::PerToken;
+            let form = LinearForm::PerToken { rotation: 1 };
             let parts = form.tensors(Target::Cpu, [5, 4]).into_iter().map(|part| {
                 let weight = Weight { name: "w".into(), part: part.part, stored: part.dtype, shape: part.shape };
                 Some(graph.weight(weight, part.dtype).id())
