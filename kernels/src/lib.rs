@@ -10,6 +10,9 @@ pub mod attention;
 mod gelu;
 pub mod hadamard;
 pub mod linear;
+#[cfg(target_arch = "x86_64")]
+mod parts;
+mod processor;
 pub mod rows;
 mod scratch;
 pub mod threads;

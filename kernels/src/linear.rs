@@ -8,6 +8,8 @@ mod dots;
 mod gelu;
 mod pack;
 mod tile;
+#[cfg(target_arch = "x86_64")]
+mod tiled;
 
 use core::{array::from_fn, mem::take};
 use std::sync::{Mutex, PoisonError};
@@ -22,6 +24,7 @@ use self::{
 };
 use crate::{
     Threads,
+    processor::Processor,
     scratch::{Line, Pool},
     threads::each,
 };
@@ -53,8 +56,8 @@ const AT_ONCE: usize = 6 << 20;
 /// How many rows there are at a time: of what they make the third cache holds some, too.
 const ROWS: usize = 1536;
 
-static PACKED_ROWS: Pool = Pool::new();
-static PACKED_WEIGHTS: Pool = Pool::new();
+static PACKED_ROWS: Pool<Line> = Pool::new(Line::ZERO);
+static PACKED_WEIGHTS: Pool<Line> = Pool::new(Line::ZERO);
 
 /// Weights `[out, in]` as the checkpoint has them.
 #[derive(Clone, Copy)]
@@ -86,63 +89,96 @@ impl Linear<'_> {
     ///
     /// If a slice is not as long as its shape says.
     pub fn run(&self, x: &[f32], y: &mut [f32], threads: &dyn Threads) {
-        self.run_on(Arch::new(), x, y, threads);
+        self.run_on(Processor::new(), x, y, threads);
     }
 
-    fn run_on(&self, arch: Arch, x: &[f32], y: &mut [f32], threads: &dyn Threads) {
+    fn run_on(&self, processor: Processor, x: &[f32], y: &mut [f32], threads: &dyn Threads) {
         let [outputs, features] = self.features;
         let rows = y.len() / outputs;
         assert_eq!((x.len(), y.len()), (rows * features, rows * outputs), "{rows} rows of {:?}", self.features);
-        let rows = at_once(Cut::of(arch), rows, features);
+        let rows = at_once(processor, rows, features);
         for (x, y) in x.chunks(rows * features).zip(y.chunks_mut(rows * outputs)) {
             match self.weight {
-                Weights::F32(weights) => self.multiply(arch, weights, x, y, threads),
-                Weights::F16(weights) => self.multiply(arch, weights, x, y, threads),
-                Weights::BF16(weights) => self.multiply(arch, weights, x, y, threads),
+                Weights::F32(weights) => self.multiply::<_, 3>(processor, weights, x, y, threads),
+                Weights::F16(weights) => self.multiply::<_, 2>(processor, weights, x, y, threads),
+                Weights::BF16(weights) => self.multiply::<_, 1>(processor, weights, x, y, threads),
             }
         }
     }
 
-    fn multiply<T: Number>(&self, arch: Arch, weights: &[T], x: &[f32], y: &mut [f32], threads: &dyn Threads) {
-        let [outputs, features] = self.features;
+    /// With weights that are sums of `W` times eight bits.
+    fn multiply<T: Number, const W: usize>(
+        &self,
+        processor: Processor,
+        weights: &[T],
+        x: &[f32],
+        y: &mut [f32],
+        threads: &dyn Threads,
+    ) {
+        let ([outputs, features], arch) = (self.features, processor.arch);
         let rows = y.len() / outputs;
         assert_eq!(weights.len(), outputs * features, "weights of {:?}", self.features);
         assert!(self.bias.is_none_or(|bias| bias.len() == outputs), "a bias of {outputs}");
         let few = rows <= dots::ROWS;
-        let cut = Cut::of(arch);
+        #[cfg(target_arch = "x86_64")]
+        if let (false, true, Arch::V4(simd)) = (few, processor.tiles, arch) {
+            let cut = tiled::Cut::of(features);
+            let parts = self.parts(weights, y, cut.outputs(W), threads);
+            return tiled::run::<T, W>(simd, cut, x, parts, self.gelu, threads);
+        }
 
+        let cut = Cut::of(arch);
         let features_at_once = features.div_ceil(features.div_ceil(cut.features));
-        let panels = outputs.div_ceil(OUTPUTS);
-        let tasks =
-            panels.div_ceil((cut.weights / OUTPUTS / features_at_once).max(1)).next_multiple_of(threads.count());
-        let width = panels.div_ceil(tasks) * OUTPUTS;
-        let parts = columns(y, outputs, width).into_iter().zip(weights.chunks(width * features)).enumerate();
-        let parts = parts.map(|(number, (y, weights))| {
-            let bias = self.bias.map(|bias| &bias[number * width..][..weights.len() / features]);
-            (y, weights, bias)
-        });
+        let width = OUTPUTS * (cut.weights / OUTPUTS / features_at_once).max(1);
+        let parts = self.parts(weights, y, width, threads);
         if few {
-            each(threads, parts, |_, (y, weights, bias)| Dots { x, weights, bias, gelu: self.gelu, y }.run(arch));
+            each(threads, parts, |_, Part { y, weights, bias }| {
+                Dots { x, weights, bias, gelu: self.gelu, y }.run(arch);
+            });
             return;
         }
 
         let mut packed = PACKED_ROWS.take(rows.div_ceil(cut.rows) * features);
         let tiles = x.chunks(cut.rows * features).zip(packed.chunks_exact_mut(features));
         each(threads, tiles, |_, (x, packed)| pack::<f32, 1>(arch, sixteen(x, features, 0..features), packed, 0));
-        each(threads, parts, |_, (y, weights, bias)| {
-            let rows = cut.rows;
-            arch.dispatch(Block {
-                arch,
-                x: &packed,
-                weights,
-                bias,
-                gelu: self.gelu,
-                features,
-                features_at_once,
-                rows,
-                y,
-            });
+        each(threads, parts, |_, part| {
+            let (rows, gelu) = (cut.rows, self.gelu);
+            arch.dispatch(Block { arch, x: &packed, part, gelu, features, features_at_once, rows });
         });
+    }
+
+    /// Outputs cut into about as many for each task, for each thread as many.
+    fn parts<'a, T>(
+        &'a self,
+        weights: &'a [T],
+        y: &'a mut [f32],
+        width: usize,
+        threads: &dyn Threads,
+    ) -> impl Iterator<Item = Part<'a, T>> {
+        let [outputs, features] = self.features;
+        let panels = outputs.div_ceil(OUTPUTS);
+        let tasks = panels.div_ceil(width / OUTPUTS).next_multiple_of(threads.count());
+        let width = panels.div_ceil(tasks) * OUTPUTS;
+        let parts = columns(y, outputs, width).into_iter().zip(weights.chunks(width * features)).enumerate();
+        parts.map(move |(number, (y, weights))| {
+            let bias = self.bias.map(|bias| &bias[number * width..][..weights.len() / features]);
+            Part { weights, bias, y }
+        })
+    }
+}
+
+/// Some outputs of all rows.
+struct Part<'a, T> {
+    /// Rows of the weights `[outputs, in]`.
+    weights: &'a [T],
+    bias: Option<&'a [f32]>,
+    /// These outputs of each row.
+    y: Vec<&'a mut [f32]>,
+}
+
+impl<T> Part<'_, T> {
+    fn outputs(&self, features: usize) -> usize {
+        self.weights.len() / features
     }
 }
 
@@ -157,7 +193,7 @@ pub fn feed_forward(up: &Linear<'_>, down: &Linear<'_>, x: &[f32], y: &mut [f32]
     assert_eq!(inner, read, "layers of {:?} and {:?}", up.features, down.features);
     let rows = y.len() / outputs;
     assert_eq!((x.len(), y.len()), (rows * features, rows * outputs), "{rows} rows");
-    let rows = at_once(Cut::of(Arch::new()), rows, inner);
+    let rows = at_once(Processor::new(), rows, inner);
     // Whoever else works meanwhile fetches memory of its own.
     let mut made = take(&mut *INNER.lock().unwrap_or_else(PoisonError::into_inner));
     for (x, y) in x.chunks(rows * features).zip(y.chunks_mut(rows * outputs)) {
@@ -169,9 +205,10 @@ pub fn feed_forward(up: &Linear<'_>, down: &Linear<'_>, x: &[f32], y: &mut [f32]
 }
 
 /// How many of so many rows of `features` are multiplied at a time: parts of one size, in whole tiles.
-fn at_once(cut: Cut, rows: usize, features: usize) -> usize {
-    let most = (AT_ONCE / features).clamp(cut.rows, ROWS);
-    rows.div_ceil(rows.div_ceil(most).max(1)).next_multiple_of(cut.rows)
+fn at_once(processor: Processor, rows: usize, features: usize) -> usize {
+    let tile = if processor.tiles { OUTPUTS } else { Cut::of(processor.arch).rows };
+    let most = (AT_ONCE / features).clamp(tile, ROWS);
+    rows.div_ceil(rows.div_ceil(most).max(1)).next_multiple_of(tile)
 }
 
 /// `y [rows, outputs]` in blocks of `width` outputs, each by its rows.
@@ -197,15 +234,12 @@ struct Block<'a, T> {
     arch: Arch,
     /// The layer's input, packed: `[tiles, in, 16]`.
     x: &'a [Line],
-    /// Rows of the weights `[outputs, in]`.
-    weights: &'a [T],
-    bias: Option<&'a [f32]>,
+    part: Part<'a, T>,
     gelu: bool,
     features: usize,
     features_at_once: usize,
     /// Of a tile.
     rows: usize,
-    y: Vec<&'a mut [f32]>,
 }
 
 impl<T: Number> WithSimd for Block<'_, T> {
@@ -213,11 +247,11 @@ impl<T: Number> WithSimd for Block<'_, T> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
-        let panels = (self.weights.len() / self.features).div_ceil(OUTPUTS);
+        let panels = self.part.outputs(self.features).div_ceil(OUTPUTS);
         let mut packed = PACKED_WEIGHTS.take(panels * 2 * self.features_at_once);
         for first in (0..self.features).step_by(self.features_at_once) {
             let some = first..self.features.min(first + self.features_at_once);
-            let halves = self.weights.chunks(16 * self.features);
+            let halves = self.part.weights.chunks(16 * self.features);
             for (number, weights) in halves.enumerate() {
                 let weights = sixteen(weights, self.features, some.clone());
                 if S::F32_LANES == 16 {
@@ -228,11 +262,11 @@ impl<T: Number> WithSimd for Block<'_, T> {
                     pack::<T, 1>(self.arch, weights, packed, 0);
                 }
             }
-            let tiles = self.x.chunks_exact(self.features).zip(self.y.chunks_mut(self.rows));
+            let tiles = self.x.chunks_exact(self.features).zip(self.part.y.chunks_mut(self.rows));
             for (x, y) in tiles {
                 for (panel, weights) in packed.chunks_exact(2 * some.len()).take(panels).enumerate() {
                     let output = panel * OUTPUTS;
-                    let start = (first == 0).then(|| bias(self.bias, output));
+                    let start = (first == 0).then(|| bias(self.part.bias, output));
                     let finish = Finish { start, gelu: self.gelu && some.end == self.features };
                     tile(simd, &x[some.clone()], weights, y, output, finish);
                 }

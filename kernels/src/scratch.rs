@@ -11,45 +11,53 @@ use std::{
 #[repr(align(64))]
 pub struct Line(pub [f32; 16]);
 
-/// Buffers that nobody uses now.
-pub struct Pool(Mutex<Vec<Vec<Line>>>);
+impl Line {
+    pub const ZERO: Self = Self([0.; 16]);
+}
 
-impl Pool {
-    pub const fn new() -> Self {
-        Self(Mutex::new(Vec::new()))
+/// Buffers that nobody uses now.
+pub struct Pool<T> {
+    buffers: Mutex<Vec<Vec<T>>>,
+    zero: T,
+}
+
+impl<T: Copy> Pool<T> {
+    /// What buffers begin with is `zero`.
+    pub const fn new(zero: T) -> Self {
+        Self { buffers: Mutex::new(Vec::new()), zero }
     }
 
     /// A buffer of at least `len`, with whatever is in it.
-    pub fn take(&self, len: usize) -> Scratch<'_> {
-        let mut buffer = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
+    pub fn take(&self, len: usize) -> Scratch<'_, T> {
+        let mut buffer = self.buffers.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
         if buffer.len() < len {
-            buffer = vec![Line([0.; 16]); len];
+            buffer = vec![self.zero; len];
         }
         Scratch { pool: self, buffer }
     }
 }
 
 /// A buffer that goes back to its pool.
-pub struct Scratch<'a> {
-    pool: &'a Pool,
-    buffer: Vec<Line>,
+pub struct Scratch<'a, T> {
+    pool: &'a Pool<T>,
+    buffer: Vec<T>,
 }
 
-impl Drop for Scratch<'_> {
+impl<T> Drop for Scratch<'_, T> {
     fn drop(&mut self) {
-        self.pool.0.lock().unwrap_or_else(PoisonError::into_inner).push(take(&mut self.buffer));
+        self.pool.buffers.lock().unwrap_or_else(PoisonError::into_inner).push(take(&mut self.buffer));
     }
 }
 
-impl Deref for Scratch<'_> {
-    type Target = [Line];
+impl<T> Deref for Scratch<'_, T> {
+    type Target = [T];
 
     fn deref(&self) -> &Self::Target {
         &self.buffer
     }
 }
 
-impl DerefMut for Scratch<'_> {
+impl<T> DerefMut for Scratch<'_, T> {
     fn deref_mut(&mut self) -> &mut Self::Target {
         &mut self.buffer
     }

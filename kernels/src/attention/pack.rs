@@ -129,29 +129,11 @@ fn eights(simd: pulp::x86::V3, rows: &[&[f32]; 8], from: usize, panel: &mut [[f3
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 fn square(simd: pulp::x86::V4, rows: &[&[f32]; 16], from: usize, panel: &mut [[f32; SIDE]; 16], to: usize) {
-    use std::{arch::x86_64::__m512, array::from_fn};
-    let f = simd.avx512f;
-    let rows: [__m512; 16] = from_fn(|i| bytemuck::cast(*rows[i][from..].first_chunk::<16>().expect("a row")));
-    let pairs: [__m512; 16] = from_fn(|i| match i % 2 {
-        0 => f._mm512_unpacklo_ps(rows[i], rows[i + 1]),
-        _ => f._mm512_unpackhi_ps(rows[i - 1], rows[i]),
-    });
-    // Of four rows: columns i, i + 4, i + 8 and i + 12.
-    let fours: [__m512; 16] = from_fn(|i| {
-        let at = i / 4 * 4 + i % 4 / 2;
-        let (a, b) = (f._mm512_castps_pd(pairs[at]), f._mm512_castps_pd(pairs[at + 2]));
-        f._mm512_castpd_ps(if i % 2 == 0 { f._mm512_unpacklo_pd(a, b) } else { f._mm512_unpackhi_pd(a, b) })
-    });
-    let mut write =
-        |row: usize, x| *panel[row][to..].first_chunk_mut::<16>().expect("a panel of three") = bytemuck::cast(x);
-    for i in 0..4 {
-        let even = |a, b| f._mm512_shuffle_f32x4::<0x88>(a, b);
-        let odd = |a, b| f._mm512_shuffle_f32x4::<0xdd>(a, b);
-        let [a, b, c, d] = from_fn(|four| fours[four * 4 + i]);
-        let (evens, odds) = ([even(a, b), even(c, d)], [odd(a, b), odd(c, d)]);
-        write(i, even(evens[0], evens[1]));
-        write(i + 4, even(odds[0], odds[1]));
-        write(i + 8, odd(evens[0], evens[1]));
-        write(i + 12, odd(odds[0], odds[1]));
+    let mut square = [simd.avx512f._mm512_setzero_ps(); 16];
+    for (square, row) in square.iter_mut().zip(rows) {
+        *square = bytemuck::cast(*row[from..].first_chunk::<16>().expect("a row"));
+    }
+    for (panel, column) in panel.iter_mut().zip(crate::transpose::sixteen(simd, square)) {
+        *panel[to..].first_chunk_mut::<16>().expect("a panel of three") = bytemuck::cast(column);
     }
 }

@@ -6,7 +6,7 @@ use pulp::Arch;
 use crate::scratch::Line;
 
 /// A number that a matrix is stored in.
-pub trait Number: Copy + Send + Sync {
+pub trait Number: Copy + Default + Send + Sync {
     /// `from` as floats.
     fn widen(from: &[Self], to: &mut [f32]);
 
@@ -110,15 +110,13 @@ pub fn pack<T: Number, const N: usize>(arch: Arch, rows: [&[T]; 16], columns: &m
 
 #[cfg(target_arch = "x86_64")]
 mod transpose {
-    use core::arch::x86_64::__m512;
-
     use pulp::{
         NullaryFnOnce,
         x86::{V3, V4},
     };
 
     use super::{Line, Number};
-    use crate::transpose::eight;
+    use crate::transpose::{eight, sixteen};
 
     /// The whole squares of eight by eight.
     pub struct Eights<'a, T, const N: usize> {
@@ -166,38 +164,10 @@ mod transpose {
                 for (from, row) in from.iter_mut().zip(self.rows) {
                     *from = T::load(self.simd, &row.as_chunks::<16>().0[number]);
                 }
-                square(self.simd, from, to, self.part);
+                for (to, column) in to.iter_mut().zip(sixteen(self.simd, from)) {
+                    to[self.part].0 = bytemuck::cast(column);
+                }
             }
-        }
-    }
-
-    /// `to[i][j] = from[j][i]`
-    #[inline(always)]
-    fn square<const N: usize>(simd: V4, from: [__m512; 16], to: &mut [[Line; N]; 16], part: usize) {
-        let f = simd.avx512f;
-        // Numbers of two rows side by side, then of four: [4 group + c] has columns c, c + 4, c + 8, c + 12 of a group's rows.
-        let mut twos = from;
-        for i in (0..16).step_by(2) {
-            twos[i] = f._mm512_unpacklo_ps(from[i], from[i + 1]);
-            twos[i + 1] = f._mm512_unpackhi_ps(from[i], from[i + 1]);
-        }
-        let mut fours = from;
-        for group in (0..16).step_by(4) {
-            for half in 0..2 {
-                let a = f._mm512_castps_pd(twos[group + half]);
-                let b = f._mm512_castps_pd(twos[group + half + 2]);
-                fours[group + 2 * half] = f._mm512_castpd_ps(f._mm512_unpacklo_pd(a, b));
-                fours[group + 2 * half + 1] = f._mm512_castpd_ps(f._mm512_unpackhi_pd(a, b));
-            }
-        }
-        for c in 0..4 {
-            let [a, b, d, e] = [fours[c], fours[4 + c], fours[8 + c], fours[12 + c]];
-            let (ab, de) = (f._mm512_shuffle_f32x4::<0x88>(a, b), f._mm512_shuffle_f32x4::<0x88>(d, e));
-            to[c][part].0 = bytemuck::cast(f._mm512_shuffle_f32x4::<0x88>(ab, de));
-            to[c + 8][part].0 = bytemuck::cast(f._mm512_shuffle_f32x4::<0xdd>(ab, de));
-            let (ab, de) = (f._mm512_shuffle_f32x4::<0xdd>(a, b), f._mm512_shuffle_f32x4::<0xdd>(d, e));
-            to[c + 4][part].0 = bytemuck::cast(f._mm512_shuffle_f32x4::<0x88>(ab, de));
-            to[c + 12][part].0 = bytemuck::cast(f._mm512_shuffle_f32x4::<0xdd>(ab, de));
         }
     }
 }

@@ -1,8 +1,7 @@
 use half::{bf16, f16};
-use pulp::Arch;
 
 use super::{Linear, Weights, feed_forward};
-use crate::{Scoped, Serial, Threads};
+use crate::{Scoped, Serial, Threads, processor::Processor};
 
 fn random(count: usize, mut seed: u64) -> Vec<f32> {
     let mut next = || {
@@ -27,36 +26,29 @@ fn expected(layer: &Linear, weight: &[f32], x: &[f32], rows: usize) -> Vec<f64> 
     y
 }
 
-fn check(arch: Arch, layer: &Linear, weight: &[f32], rows: usize, threads: &dyn Threads) {
+fn check(processor: Processor, layer: &Linear, weight: &[f32], rows: usize, threads: &dyn Threads) {
     let [outputs, features] = layer.features;
     let x = random(rows * features, 3);
     let mut y = vec![f32::NAN; rows * outputs];
     // Sums of random numbers, and what rounding takes from them, grow by the root of how many they are.
     let allowed = 5e-6 * (f64::from(u32::try_from(features).expect("few features")).sqrt() + 1.);
-    layer.run_on(arch, &x, &mut y, threads);
+    layer.run_on(processor, &x, &mut y, threads);
     for (place, (y, expected)) in y.iter().zip(expected(layer, weight, &x, rows)).enumerate() {
         let error = (f64::from(*y) - expected).abs();
         assert!(error <= allowed, "{rows} rows of {:?} at {place}: {y} for {expected}", layer.features);
     }
 }
 
-fn archs() -> Vec<Arch> {
-    let mut archs = vec![Arch::new(), Arch::Scalar];
-    #[cfg(target_arch = "x86_64")]
-    archs.extend(pulp::x86::V3::try_new().map(Arch::V3));
-    archs
-}
-
 #[test]
 fn is_a_product_with_any_rows_on_any_processor() {
-    for arch in archs() {
+    for processor in Processor::all() {
         for rows in [1, 2, 5, 7, 9, 14, 15, 29, 226] {
             for features in [[1, 1], [33, 17], [70, 48], [31, 129]] {
                 let weight = random(features[0] * features[1], 5);
                 let bias = random(features[0], 7);
                 let layer = Linear { weight: Weights::F32(&weight), bias: Some(&bias), features, gelu: rows == 9 };
-                check(arch, &layer, &weight, rows, &Serial);
-                check(arch, &Linear { bias: None, ..layer }, &weight, rows, &Scoped(2));
+                check(processor, &layer, &weight, rows, &Serial);
+                check(processor, &Linear { bias: None, ..layer }, &weight, rows, &Scoped(2));
             }
         }
     }
@@ -86,8 +78,8 @@ fn takes_many_features_and_outputs_piece_by_piece() {
         let weight = random(features[0] * features[1], 5);
         let bias = random(features[0], 7);
         let layer = Linear { weight: Weights::F32(&weight), bias: Some(&bias), features, gelu: true };
-        check(Arch::new(), &layer, &weight, rows, &Serial);
-        check(Arch::new(), &layer, &weight, rows, &Scoped(2));
+        check(Processor::new(), &layer, &weight, rows, &Serial);
+        check(Processor::new(), &layer, &weight, rows, &Scoped(2));
     }
 }
 
@@ -99,11 +91,34 @@ fn reads_halves_of_both_kinds() {
     let brain: Vec<_> = weight.iter().map(|x| bf16::from_f32(*x)).collect();
     let short_wide: Vec<_> = short.iter().map(|x| x.to_f32()).collect();
     let brain_wide: Vec<_> = brain.iter().map(|x| x.to_f32()).collect();
-    for arch in archs() {
+    for processor in Processor::all() {
         for rows in [1, 20] {
             let layer = Linear { weight: Weights::F16(&short), bias: None, features, gelu: false };
-            check(arch, &layer, &short_wide, rows, &Serial);
-            check(arch, &Linear { weight: Weights::BF16(&brain), ..layer }, &brain_wide, rows, &Serial);
+            check(processor, &layer, &short_wide, rows, &Serial);
+            check(processor, &Linear { weight: Weights::BF16(&brain), ..layer }, &brain_wide, rows, &Serial);
+        }
+    }
+}
+#[test]
+fn is_as_exact_as_float32_in_tiles() {
+    let features = [64, 1920];
+    let [x, weight] = [(32, 3), (64, 5)].map(|(rows, seed)| random(rows * features[1], seed));
+    let short: Vec<_> = weight.iter().map(|x| f16::from_f32(*x)).collect();
+    let brain: Vec<_> = weight.iter().map(|x| bf16::from_f32(*x)).collect();
+    let stored = [
+        (Weights::F32(&weight), weight.clone()),
+        (Weights::F16(&short), short.iter().map(|x| x.to_f32()).collect()),
+        (Weights::BF16(&brain), brain.iter().map(|x| x.to_f32()).collect()),
+    ];
+    for (weight, wide) in stored {
+        let layer = Linear { weight, bias: None, features, gelu: false };
+        let expected = expected(&layer, &wide, &x, 32);
+        for processor in Processor::all() {
+            let mut y = vec![f32::NAN; 32 * 64];
+            layer.run_on(processor, &x, &mut y, &Serial);
+            let errors: f64 = y.iter().zip(&expected).map(|(y, expected)| (f64::from(*y) - expected).powi(2)).sum();
+            let apart = (errors / expected.iter().map(|y| y * y).sum::<f64>()).sqrt();
+            assert!(apart < if processor.tiles { 4e-7 } else { 2e-6 }, "{apart:.1e} on {processor:?}");
         }
     }
 }

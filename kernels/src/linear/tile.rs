@@ -80,6 +80,12 @@ fn rows<S: Simd, const R: usize, const ROW: usize>(
             }
         }
     }
+    self::finish(&sums, y, first, finish);
+}
+
+/// Store `sums` in rows `y`, which hold at most [`OUTPUTS`] from `first` on.
+#[inline(always)]
+pub fn finish(sums: &[[f32; OUTPUTS]], y: &mut [&mut [f32]], first: usize, finish: Finish) {
     for (sums, y) in sums.iter().zip(y) {
         let width = OUTPUTS.min(y.len() - first);
         let y = &mut y[first..][..width];
