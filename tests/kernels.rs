@@ -151,6 +151,7 @@ fn refusal(op: &'static str, attributes: &[(&'static str, Attribute)], shapes: &
 fn operators_refuse_tensors_that_do_not_fit() {
     use Attribute::{Float, Int};
     let attention = [("heads", Int(2)), ("scale", Float(1.0)), ("epsilon", Float(1e-6))];
+    let eight = [&attention[..2], &[("bits", Int(8))]].concat();
     let norms = [("epsilon", Float(1e-5))];
     let rounding = [("zero", Int(128)), ("both_sides", Int(1)), ("least", Float(1e-30)), ("inverse", Float(0.01))];
     let sums = [&rounding[..], &[("summed", Int(1)), ("excess", Int(1))]].concat();
@@ -178,6 +179,7 @@ fn operators_refuse_tensors_that_do_not_fit() {
             "input 6: expected [4], found [3]",
         ),
         (refusal("FlashAttention", &attention, &[tokens, tokens, tokens]), "expected input 3"),
+        (refusal("FlashAttention", &eight, &[tokens, tokens, tokens]), "expected no `bits`, or 16, found 8"),
         (refusal("RescaleRows", &[], &[&[3, 8], &[2, 1], &[8]]), "expected a step for each of 3 rows, found 2"),
         (refusal("RescaleRows", &[], &[&[3, 0], &[3, 1], &[0]]), "expected [rows, features], found [3, 0]"),
         (refusal("RoundRows", &rounding[..3], &[&[3, 8]]), "expected `zero` from 0 to 255"),

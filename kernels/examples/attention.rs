@@ -3,7 +3,7 @@
 #![allow(clippy::cast_precision_loss)]
 
 use cogvx_kernels::Scoped;
-use cogvx_kernels::attention::{Attention, HeadNorm};
+use cogvx_kernels::attention::{Attention, HeadNorm, Precision};
 use std::time::Instant;
 
 fn main() {
@@ -15,14 +15,20 @@ fn main() {
         let [q, k, v] = [asking, tokens, tokens].map(|tokens| numbers(tokens * heads * width));
         let (weight, bias, mut y) = (vec![1.0; width], vec![0.0; width], vec![0.0; q.len()]);
         let norms = [(); 2].map(|()| HeadNorm { weight: &weight, bias: &bias, epsilon: 1e-6 });
-        let attention = Attention { heads, width, scale: (width as f32).powf(-0.5), norms: Some(norms) };
-        let seconds = (0..8).map(|_| {
-            let start = Instant::now();
-            attention.run(1, &q, &k, &v, &mut y, &threads);
-            start.elapsed().as_secs_f64()
-        });
-        let seconds = seconds.fold(f64::INFINITY, f64::min);
-        let gigaflops = (4 * asking * tokens * heads * width) as f64 / seconds / 1e9;
-        println!("{asking} x {tokens} tokens, {heads} heads of {width}: {seconds:.4} s, {gigaflops:.1} GFLOP/s");
+        let scale = (width as f32).powf(-0.5);
+        let mut attention = Attention { heads, width, scale, norms: Some(norms), precision: Precision::Whole };
+        for precision in [Precision::Whole, Precision::Sixteen] {
+            attention.precision = precision;
+            let seconds = (0..8).map(|_| {
+                let start = Instant::now();
+                attention.run(1, &q, &k, &v, &mut y, &threads);
+                start.elapsed().as_secs_f64()
+            });
+            let seconds = seconds.fold(f64::INFINITY, f64::min);
+            let gigaflops = (4 * asking * tokens * heads * width) as f64 / seconds / 1e9;
+            println!(
+                "{asking} x {tokens} tokens, {heads} heads of {width}, {precision:?}: {seconds:.4} s, {gigaflops:.1} GFLOP/s"
+            );
+        }
     }
 }

@@ -9,8 +9,13 @@ mod block;
 mod pack;
 #[cfg(test)]
 mod tests;
+#[cfg(target_arch = "x86_64")]
+mod tiled;
 
-use crate::threads::{Threads, each};
+use crate::{
+    processor::Processor,
+    threads::{Threads, each},
+};
 use block::{Keys, Rows, Scores};
 use pack::{Kind, Pack};
 use pulp::{Arch, Simd, WithSimd};
@@ -37,6 +42,15 @@ pub struct HeadNorm<'a> {
     pub epsilon: f32,
 }
 
+/// How much of each number products take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// All of it.
+    Whole,
+    /// Sixteen bits, where the processor is faster so: errors are 2^-17 of a number then.
+    Sixteen,
+}
+
 /// Softmax attention of several heads.
 pub struct Attention<'a> {
     /// How many heads there are.
@@ -47,6 +61,8 @@ pub struct Attention<'a> {
     pub scale: f32,
     /// Norms of queries and of keys.
     pub norms: Option<[HeadNorm<'a>; 2]>,
+    /// Of queries with keys, and of powers of these with values.
+    pub precision: Precision,
 }
 
 impl Attention<'_> {
@@ -55,16 +71,40 @@ impl Attention<'_> {
     /// # Panics
     /// When sizes do not fit each other, or there is nothing to attend to.
     pub fn run(&self, batch: usize, q: &[f32], k: &[f32], v: &[f32], y: &mut [f32], threads: &dyn Threads) {
-        self.run_on(Arch::new(), batch, q, k, v, y, threads);
+        self.run_on(Processor::new(), batch, q, k, v, y, threads);
     }
 
     #[allow(clippy::too_many_arguments)]
-    fn run_on(&self, arch: Arch, batch: usize, q: &[f32], k: &[f32], v: &[f32], y: &mut [f32], threads: &dyn Threads) {
+    fn run_on(
+        &self,
+        processor: Processor,
+        batch: usize,
+        q: &[f32],
+        k: &[f32],
+        v: &[f32],
+        y: &mut [f32],
+        threads: &dyn Threads,
+    ) {
         let features = self.heads * self.width;
         assert!(k.len() == v.len() && q.len() == y.len(), "as many values as keys, and answers as queries");
         assert!(k.len().is_multiple_of(batch * features) && q.len().is_multiple_of(batch * features));
         let (asking, tokens) = (q.len() / batch, k.len() / batch);
         assert!(tokens > 0, "no keys to attend to");
+        let factor = self.scale * LOG2_E;
+        let scaled = self.norms.as_ref().map(|[q, _]| {
+            let scale = |x: &[f32]| x.iter().map(|x| x * factor).collect::<Vec<_>>();
+            (scale(q.weight), scale(q.bias), q.epsilon)
+        });
+        let norms = [
+            scaled.as_ref().map(|(weight, bias, epsilon)| (&weight[..], &bias[..], *epsilon)),
+            self.norms.as_ref().map(|[_, k]| (k.weight, k.bias, k.epsilon)),
+        ];
+        let arch = processor.arch;
+        #[cfg(target_arch = "x86_64")]
+        if let (true, Precision::Sixteen, Arch::V4(simd)) = (processor.tiles, self.precision, arch) {
+            return self.run_in_tiles(simd, (batch, factor), norms, [q, k, v], y, threads);
+        }
+
         let (one, line) = (self.width * SIDE, self.width.next_multiple_of(LINE) * SIDE);
         let group = HEADS.min(self.heads);
         let (q_panels, k_panels) = ((asking / features).div_ceil(SIDE), (tokens / features).div_ceil(SIDE));
@@ -74,16 +114,7 @@ impl Attention<'_> {
         let packed_k = aligned(packed_k, k_panels * group * one);
         let packed_v = aligned(packed_v, k_panels * group * line);
 
-        let factor = self.scale * LOG2_E;
-        let scaled = self.norms.as_ref().map(|[q, _]| {
-            let scale = |x: &[f32]| x.iter().map(|x| x * factor).collect::<Vec<_>>();
-            (scale(q.weight), scale(q.bias), q.epsilon)
-        });
-        let kinds = [
-            Kind::Transposed(scaled.as_ref().map(|(weight, bias, epsilon)| (&weight[..], &bias[..], *epsilon)), factor),
-            Kind::Transposed(self.norms.as_ref().map(|[_, k]| (k.weight, k.bias, k.epsilon)), 1.0),
-            Kind::Plain,
-        ];
+        let kinds = [Kind::Transposed(norms[0], factor), Kind::Transposed(norms[1], 1.0), Kind::Plain];
         let rows = q_panels.div_ceil(4 * threads.count()).clamp(ROWS.min(2), ROWS);
         let parts = q.chunks_exact(asking).zip(k.chunks_exact(tokens)).zip(v.chunks_exact(tokens));
         for (((q, k), v), y) in parts.zip(y.chunks_exact_mut(asking)) {

@@ -7,7 +7,7 @@ use std::ops::Range;
 /// Rows whose scores are kept at a time: with those of a block of keys, what L1 holds.
 const PART: usize = 24;
 /// Sums of powers between these keep what matters of every power.
-const FINE: Range<f32> = 1e-12..1e12;
+pub const FINE: Range<f32> = 1e-12..1e12;
 /// 2 to this power is still a normal number.
 const LOWEST: f32 = -126.0;
 /// More than this makes a sum that is not fine, and 2 to this power is still a number.
@@ -234,17 +234,10 @@ fn powers<S: Simd>(simd: S, scores: &mut [f32], mut sum: [f32; LINE]) -> [f32; L
     let (scores, _) = scores.as_chunks_mut::<LINE>();
     #[cfg(target_arch = "x86_64")]
     if let Some(simd) = (&simd as &dyn std::any::Any).downcast_ref::<pulp::x86::V4>() {
-        let lowest = simd.splat_f32x16(LOWEST);
+        let simd = *simd;
         let mut total = bytemuck::cast(sum);
         for scores in scores {
-            // A number that is not one stays so: it is the second.
-            let x = simd.max_f32x16(lowest, bytemuck::cast(*scores));
-            let rest = bytemuck::cast(simd.avx512dq._mm512_reduce_ps::<FLOOR>(bytemuck::cast(x)));
-            let mut power = simd.splat_f32x16(EXP2[5]);
-            for factor in EXP2[..5].iter().rev() {
-                power = simd.mul_add_f32x16(power, rest, simd.splat_f32x16(*factor));
-            }
-            let power = bytemuck::cast(simd.avx512f._mm512_scalef_ps(bytemuck::cast(power), bytemuck::cast(x)));
+            let power = bytemuck::cast(power(simd, bytemuck::cast(*scores)));
             total = simd.add_f32x16(total, power);
             *scores = bytemuck::cast(power);
         }
@@ -260,9 +253,21 @@ fn powers<S: Simd>(simd: S, scores: &mut [f32], mut sum: [f32; LINE]) -> [f32; L
     sum
 }
 
-/// What is left of a number above the whole one below it, as an instruction asks for it.
+/// 2^x of each score.
 #[cfg(target_arch = "x86_64")]
-const FLOOR: i32 = 0b1001;
+#[inline(always)]
+pub fn power(simd: pulp::x86::V4, scores: std::arch::x86_64::__m512) -> std::arch::x86_64::__m512 {
+    /// What is left of a number above the whole one below it, as an instruction asks for it.
+    const FLOOR: i32 = 0b1001;
+    // A number that is not one stays so: it is the second.
+    let x = simd.max_f32x16(simd.splat_f32x16(LOWEST), bytemuck::cast(scores));
+    let rest = bytemuck::cast(simd.avx512dq._mm512_reduce_ps::<FLOOR>(bytemuck::cast(x)));
+    let mut power = simd.splat_f32x16(EXP2[5]);
+    for factor in EXP2[..5].iter().rev() {
+        power = simd.mul_add_f32x16(power, rest, simd.splat_f32x16(*factor));
+    }
+    simd.avx512f._mm512_scalef_ps(bytemuck::cast(power), bytemuck::cast(x))
+}
 
 /// 2^x for the compiler to make vectors of.
 #[inline(always)]

@@ -1,4 +1,4 @@
-use cogvx_kernels::attention::{Attention, HeadNorm};
+use cogvx_kernels::attention::{Attention, HeadNorm, Precision};
 use ort::Error;
 use ort::operator::{BoxedKernel, ComputeContext, KernelContext, Operator, OperatorInput, OperatorOutput};
 use ort::value::TensorElementType;
@@ -29,6 +29,11 @@ impl Operator for FlashAttention {
         let heads = node.get::<i64>("heads").and_then(|heads| usize::try_from(heads).ok()).filter(|&heads| heads > 0);
         let heads = heads.ok_or_else(|| Error::new("expected a number of `heads`"))?;
         let scale = node.get::<f32>("scale").ok_or_else(|| Error::new("expected a `scale`"))?;
+        let precision = match node.get::<i64>("bits") {
+            None => Precision::Whole,
+            Some(16) => Precision::Sixteen,
+            Some(bits) => return Err(Error::new(format!("expected no `bits`, or 16, found {bits}"))),
+        };
         let (epsilon, threads) = (node.get::<f32>("epsilon"), self.threads);
         Ok(Box::new(move |context: &ComputeContext| {
             let inputs = Inputs::of(context)?;
@@ -55,7 +60,8 @@ impl Operator for FlashAttention {
             let mut y = output(context, 0, &[batch, q.len() / (batch * width), width])?;
             let (_, y) = y.try_extract_tensor_mut::<f32>()?;
             let width = width / heads;
-            Attention { heads, width, scale, norms }.run(batch, q, k, v, y, &Pool { context, count: threads });
+            let pool = Pool { context, count: threads };
+            Attention { heads, width, scale, norms, precision }.run(batch, q, k, v, y, &pool);
             Ok(())
         }))
     }

@@ -9,6 +9,10 @@ impl Plain<'_> {
         let [q, k, v] = inputs(node)?;
         let [heads, scale] = ["num_heads", "scale"].map(|name| attribute(op, name).cloned());
         let mut attributes = vec![("heads", heads?), ("scale", scale?)];
+        if self.is_quantized() {
+            // What it reads was rounded to eight bits, and what it makes will be.
+            attributes.push(("bits", Attribute::Int(16)));
+        }
         let normed = self.head_norm(q).zip(self.head_norm(k)).filter(|(q, k)| q.epsilon == k.epsilon);
         let inputs = match normed {
             Some((q, k)) => {
@@ -24,6 +28,11 @@ impl Plain<'_> {
             outputs: vec![node.outputs[0]],
             path: node.path.clone(),
         })
+    }
+
+    /// Whether linear layers round features to bytes.
+    fn is_quantized(&self) -> bool {
+        self.nodes.iter().any(|node| node.op.name() == "MatMulIntegerToFloat")
     }
 
     /// The norm of each head, seen as `[batch, tokens, heads, width]`, that made `value` `[batch, tokens, heads * width]`.
