@@ -330,7 +330,8 @@ impl Blueprint {
                 None
             };
         let graph = fused.as_ref().unwrap_or(&lowered);
-        Ok(Cost::of(graph, &sizes, threads, Keep { weights, freed, device, blocks })?)
+        let keep = Keep { weights, freed, device, tiles: cogvx_kernels::has_tiles(), blocks };
+        Ok(Cost::of(graph, &sizes, threads, keep)?)
     }
 
     /// How a session on the processor keeps the weights of a component.

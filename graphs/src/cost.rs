@@ -56,6 +56,8 @@ pub struct Keep {
     pub freed: Freed,
     /// Whose kernels and whose memory it has.
     pub device: Device,
+    /// Whether cogvx's own kernels multiply floats in tile registers.
+    pub tiles: bool,
     /// How many blocks keep their weights where the graph runs, if not all do: see [`is_streamed`](crate::onnx::is_streamed).
     pub blocks: Option<usize>,
 }
@@ -178,7 +180,7 @@ impl Cost {
             // A feed-forward is two linear layers, which work in the same memory.
             let pool = if call.op.name == "FeedForward" { "Linear" } else { call.op.name };
             let most = kept.entry(pool).or_default();
-            *most = call.kept(threads).max(*most);
+            *most = call.kept(threads, keep.tiles).max(*most);
         }
         let weights = values.iter().enumerate().filter(|(id, _)| live[*id]).map(|(_, value)| match &value.source {
             Source::Weight(weight) => weight.stored.bytes(elements(&weight.shape)),

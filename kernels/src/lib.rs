@@ -21,6 +21,12 @@ mod transpose;
 
 pub use threads::{Scoped, Serial, Threads};
 
+/// Whether the processor has tile registers, in which large products are made.
+#[must_use]
+pub fn has_tiles() -> bool {
+    cogvx_tiles::available()
+}
+
 /// Whether the processor has the vectors that these kernels were measured to pay with: AVX-512, and AVX2 for a model whose large
 /// products are quantized, which are not theirs.
 #[must_use]

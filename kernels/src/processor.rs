@@ -14,7 +14,7 @@ pub(crate) struct Processor {
 impl Processor {
     /// All that this one has.
     pub fn new() -> Self {
-        Self { arch: Arch::new(), tiles: cogvx_tiles::available() }
+        Self { arch: Arch::new(), tiles: crate::has_tiles() }
     }
 
     /// All kinds that this one can stand for, for tests.
@@ -24,7 +24,7 @@ impl Processor {
         #[cfg(target_arch = "x86_64")]
         archs.extend(pulp::x86::V3::try_new().map(Arch::V3));
         let mut all: Vec<_> = archs.into_iter().map(|arch| Self { arch, tiles: false }).collect();
-        all.extend(cogvx_tiles::available().then(Self::new));
+        all.extend(crate::has_tiles().then(Self::new));
         all
     }
 }

@@ -44,8 +44,8 @@ const ATTENTION_BLOCK: u64 = 2 << 20;
 
 /// Numbers of rows that cogvx's linear layer takes at a time, and rows (`kernels/src/linear.rs`, `at_once`).
 const AT_ONCE: [u64; 2] = [6 << 20, 1536];
-/// Rows of its tiles.
-const TILE: u64 = 32;
+/// Rows of its tiles in vectors, and of those in tile registers.
+const TILES: [u64; 2] = [14, 32];
 /// Weights that cogvx's linear layer has packed at a time, in bytes.
 const PANEL: u64 = 3 << 18;
 /// Heads that cogvx's attention has packed at a time.
@@ -53,13 +53,15 @@ const ATTENTION_HEADS: u64 = 3;
 
 /// How many of so many rows of `features` it takes at a time.
 fn at_once(rows: u64, features: u64) -> u64 {
-    let most = (AT_ONCE[0] / features.max(1)).clamp(TILE, AT_ONCE[1]);
+    let most = (AT_ONCE[0] / features.max(1)).clamp(TILES[0], AT_ONCE[1]);
     rows.div_ceil(rows.div_ceil(most).max(1))
 }
 
-/// Bytes of what it takes at a time, packed for tile registers, in three times sixteen bits. Without those it is a quarter less.
-fn packed(rows: u64, features: u64) -> u64 {
-    6 * at_once(rows, features).next_multiple_of(TILE) * features
+/// Bytes of what it takes at a time, packed: sixteen floats for each feature of a tile, or in tile registers three times sixteen bits.
+fn packed(rows: u64, features: u64, tiles: bool) -> u64 {
+    let rows = at_once(rows, features);
+    let [bytes, most] = if tiles { [6 * TILES[1], TILES[1]] } else { [64, TILES[0]] };
+    bytes * rows.div_ceil(most) * features
 }
 
 impl Call<'_> {
@@ -149,15 +151,15 @@ impl Call<'_> {
     }
 
     /// Bytes that cogvx's own kernel works in, and keeps for those of its kind that come after.
-    pub fn kept(&self, threads: u64) -> u64 {
+    pub fn kept(&self, threads: u64, tiles: bool) -> u64 {
         match self.op.name {
             // Rows of what is multiplied, and the weights that each thread is at.
-            "Linear" => packed(self.rows(), self.input(0).map_or(0, Known::last)) + threads * PANEL,
+            "Linear" => packed(self.rows(), self.input(0).map_or(0, Known::last), tiles) + threads * PANEL,
             // What is between them, too.
             "FeedForward" => {
                 let inner = self.input(1).map_or(0, |weight| weight.axis(0));
                 let rows = at_once(self.rows(), inner);
-                packed(rows, inner) + threads * PANEL + 4 * rows * inner
+                packed(rows, inner, tiles) + threads * PANEL + 4 * rows * inner
             }
             // Queries, keys and values of a few heads of one sample.
             "FlashAttention" => {
